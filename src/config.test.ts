@@ -1,0 +1,86 @@
+import { inspect } from "node:util";
+import { describe, expect, it } from "vitest";
+import { ConfigError, parseConfig } from "./config.ts";
+
+function problemsOf(env: Record<string, string>): readonly string[] {
+  try {
+    parseConfig(env);
+  } catch (error) {
+    if (error instanceof ConfigError) return error.problems;
+    throw error;
+  }
+  return [];
+}
+
+describe("parseConfig", () => {
+  it("starts with no variable at all: loopback, embedded engine, no keys, no store", () => {
+    const config = parseConfig({});
+    expect(config.server.host).toBe("127.0.0.1");
+    expect(config.server.port).toBe(8080);
+    expect(config.keys).toEqual({ inline: [], file: undefined });
+    expect(config.engine.vllmUrl).toBeUndefined();
+    expect(config.redisUrl).toBeUndefined();
+  });
+
+  it("reports every problem at once, by the variable's name", () => {
+    const problems = problemsOf({
+      API_PORT: "eighty",
+      RATE_LIMIT_RPM: "0",
+      VLLM_URL: "ftp://host",
+      REDIS_URL: "localhost",
+      LOG_LEVEL: "loud",
+      API_KEYS: "erp",
+      TLS_CERT_FILE: "cert.pem",
+      TRUSTED_PROXIES: "10.0.0.0/33",
+    });
+    for (const name of [
+      "API_PORT",
+      "RATE_LIMIT_RPM",
+      "VLLM_URL",
+      "REDIS_URL",
+      "LOG_LEVEL",
+      "API_KEYS",
+      "TLS_CERT_FILE",
+      "TRUSTED_PROXIES",
+    ]) {
+      expect(
+        problems.filter((problem) => problem.startsWith(name)),
+        name,
+      ).toHaveLength(1);
+    }
+  });
+
+  it("refuses to listen beyond this machine as long as there are no keys", () => {
+    expect(problemsOf({ HOST: "0.0.0.0" })).toHaveLength(1);
+    expect(problemsOf({ HOST: "0.0.0.0", API_KEYS: "erp:key-of-the-erp" })).toEqual([]);
+    expect(problemsOf({ HOST: "::1" })).toEqual([]);
+  });
+
+  it("takes an empty variable for an absent one, as compose files write it", () => {
+    expect(parseConfig({ VLLM_URL: "", API_KEYS: "", API_PORT: "" })).toEqual(parseConfig({}));
+  });
+
+  it("refuses a default deadline beyond the longest one", () => {
+    const env = { REQUEST_TIMEOUT_SECONDS: "60", REQUEST_TIMEOUT_MAX_SECONDS: "30" };
+    expect(problemsOf(env)).toHaveLength(1);
+  });
+
+  it("never shows a secret, neither in a problem nor when the configuration is printed", () => {
+    const secret = "s3cr3t-canary";
+    const config = parseConfig({
+      API_KEYS: `erp:${secret}`,
+      VLLM_API_KEY: secret,
+      REDIS_URL: `redis://:${secret}@localhost`,
+    });
+    expect(inspect(config, { depth: null, showHidden: true })).not.toContain(secret);
+    expect(JSON.stringify(config)).not.toContain(secret);
+    const problems = problemsOf({ API_KEYS: `erp:${secret} with spaces,${secret}`, API_PORT: "x" });
+    expect(problems).toHaveLength(3);
+    expect(problems.join()).not.toContain(secret);
+  });
+
+  it("cannot be changed afterwards", () => {
+    const { server } = parseConfig({});
+    expect(() => Object.assign(server, { host: "0.0.0.0" })).toThrow(TypeError);
+  });
+});

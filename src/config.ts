@@ -1,0 +1,271 @@
+import { isIP } from "node:net";
+import { join } from "node:path";
+import { z } from "zod";
+import { type ClientKey, parseApiKeys } from "./keys/api-keys.ts";
+import { Secret } from "./lib/secret.ts";
+
+/** Every problem of a configuration at once. Its text names variables and rules, never a secret's value. */
+export class ConfigError extends Error {
+  override readonly name = "ConfigError";
+  readonly problems: readonly string[];
+
+  constructor(problems: readonly string[]) {
+    super(
+      `the configuration is not valid:\n${problems.map((problem) => `  - ${problem}`).join("\n")}`,
+    );
+    this.problems = problems;
+  }
+}
+
+export interface Config {
+  readonly server: {
+    /** Address to listen on: loopback unless API_KEYS or API_KEYS_FILE is set and HOST says otherwise. */
+    readonly host: string;
+    readonly port: number;
+    /** Certificate and key files, PEM. Absent: cleartext, for loopback or behind a proxy that has the certificate. */
+    readonly tls: { readonly certFile: string; readonly keyFile: string } | undefined;
+    /** Addresses and networks whose X-Forwarded-For is believed. */
+    readonly trustedProxies: readonly string[];
+    readonly maxBodyBytes: number;
+    /** Milliseconds that running calls get to finish after SIGTERM. */
+    readonly drainMs: number;
+  };
+  readonly keys: {
+    /** From API_KEYS. Empty together with no `file`: one key is made for this run. */
+    readonly inline: readonly ClientKey[];
+    readonly file: string | undefined;
+  };
+  readonly limits: {
+    /** Requests a minute for each client without a value of its own. */
+    readonly rpm: number;
+    /** Completion tokens when a request names none. */
+    readonly maxTokensDefault: number;
+    /** The most completion tokens a client without a value of its own may ask for. */
+    readonly maxTokens: number;
+  };
+  readonly engine: {
+    /** vLLM's address. Absent: the embedded engine. */
+    readonly vllmUrl: URL | undefined;
+    readonly vllmApiKey: Secret | undefined;
+    readonly embeddingsUrl: URL | undefined;
+    /** The model that answers when a request names none, where the engine serves it. */
+    readonly modelId: string;
+    /** Prompt and completion together, in tokens: the smaller of this and the engine's own limit holds. */
+    readonly maxModelLen: number;
+    /** GGUF file for the embedded engine. Absent: the cache, else one download. */
+    readonly modelPath: string | undefined;
+    readonly modelCacheDir: string;
+    /** Base address for model downloads; absent: the public hub. */
+    readonly hubUrl: string | undefined;
+    /** Sequences that the engine may run for us at once. */
+    readonly concurrency: number;
+    /** Calls that may wait for the engine; one more is refused. */
+    readonly queueLength: number;
+  };
+  readonly timeouts: {
+    /** Milliseconds for a call that names no deadline, and the most that a call may name. */
+    readonly defaultMs: number;
+    readonly maxMs: number;
+    /** Milliseconds until the engine's first token, and between two pieces of an answer. */
+    readonly firstTokenMs: number;
+    readonly betweenTokensMs: number;
+  };
+  readonly redisUrl: Secret | undefined;
+  readonly logLevel: string;
+}
+
+const int = (min: number, max: number, initial: number) =>
+  z.coerce
+    .number({ error: "must be a whole number" })
+    .int("must be a whole number")
+    .min(min, `must be at least ${min}`)
+    .max(max, `must be at most ${max}`)
+    .default(initial);
+
+const httpUrl = z
+  .string()
+  .refine((text) => URL.canParse(text) && /^https?:$/.test(new URL(text).protocol), {
+    error: "must be an http:// or https:// address",
+  })
+  .transform((text) => new URL(text));
+
+const addresses = z
+  .string()
+  .transform((text) => text.split(",").map((part) => part.trim()))
+  .refine((parts) => parts.every(isNetwork), {
+    error: "must be addresses or networks, such as 10.0.0.2,192.168.0.0/24",
+  });
+
+/**
+ * Every variable that the gateway reads: name, meaning, range, default. README's table and infra/.env.example are held
+ * against it by tests.
+ */
+export const environment = z.object({
+  API_KEYS: z
+    .string()
+    .optional()
+    .describe(
+      "Clients and their keys: `clientA:key1,clientB:key2`. A client named twice has two keys.",
+    ),
+  API_KEYS_FILE: z
+    .string()
+    .optional()
+    .describe("JSON file of clients, with hashed keys and limits of their own."),
+  API_PORT: int(0, 65_535, 8080).describe("Port of every protocol. 0 takes a free one."),
+  HOST: z.string().optional().describe("Address to listen on. Without keys it must be loopback."),
+  TLS_CERT_FILE: z
+    .string()
+    .optional()
+    .describe("Certificate chain, PEM. With TLS_KEY_FILE the port speaks TLS only."),
+  TLS_KEY_FILE: z.string().optional().describe("Private key of the certificate, PEM."),
+  TRUSTED_PROXIES: addresses
+    .optional()
+    .describe("Proxies whose X-Forwarded-For names the caller's address."),
+  RATE_LIMIT_RPM: int(1, 1_000_000, 60).describe("Requests a minute for each client."),
+  MAX_TOKENS_DEFAULT: int(1, 131_072, 1024).describe(
+    "Completion tokens when a request names no max_tokens.",
+  ),
+  MAX_TOKENS: int(1, 131_072, 4096).describe("The most completion tokens a request may ask for."),
+  MAX_BODY_BYTES: int(1024, 16_777_216, 1_048_576).describe(
+    "The most bytes of one request message.",
+  ),
+  MODEL_ID: z
+    .string()
+    .max(256)
+    .default("Qwen/Qwen2.5-7B-Instruct")
+    .describe("The model that answers when a request names none."),
+  MAX_MODEL_LEN: int(256, 1_048_576, 8192).describe("Tokens of prompt and answer together."),
+  VLLM_URL: httpUrl.optional().describe("vLLM's address. Without it the embedded engine answers."),
+  VLLM_API_KEY: z.string().optional().describe("vLLM's own key (`vllm serve --api-key`)."),
+  EMBEDDINGS_URL: httpUrl
+    .optional()
+    .describe("A vLLM that serves an embedding model, for ModelService/Embed."),
+  MODEL_PATH: z.string().optional().describe("GGUF file for the embedded engine."),
+  MODEL_CACHE: z.string().optional().describe("Folder for downloaded models."),
+  HF_ENDPOINT: httpUrl.optional().describe("Mirror of the model hub."),
+  ENGINE_CONCURRENCY: z.coerce
+    .number()
+    .int()
+    .min(1)
+    .max(4096)
+    .optional()
+    .describe("Sequences that the engine runs for us at once: 64 on vLLM, 2 embedded."),
+  QUEUE_LENGTH: int(0, 100_000, 256).describe("Calls that may wait for the engine."),
+  REQUEST_TIMEOUT_SECONDS: int(1, 3600, 300).describe("Deadline of a call that names none."),
+  REQUEST_TIMEOUT_MAX_SECONDS: int(1, 3600, 600).describe(
+    "The longest deadline; a later one is lowered to it.",
+  ),
+  FIRST_TOKEN_TIMEOUT_SECONDS: int(1, 3600, 120).describe(
+    "How long the engine may take to begin an answer.",
+  ),
+  BETWEEN_TOKENS_TIMEOUT_SECONDS: int(1, 3600, 60).describe(
+    "How long the engine may pause within an answer.",
+  ),
+  DRAIN_TIMEOUT_SECONDS: int(0, 3600, 30).describe(
+    "How long running calls may go on after SIGTERM.",
+  ),
+  REDIS_URL: z
+    .string()
+    .regex(/^rediss?:\/\//, "must begin with redis:// or rediss://")
+    .optional()
+    .describe("Redis that several gateways share limits in."),
+  LOG_LEVEL: z
+    .enum(["debug", "info", "warn", "error", "silent"])
+    .default("info")
+    .describe("Least level that is logged."),
+});
+
+/**
+ * Reads the gateway's configuration out of environment variables. Pure: it opens no file and no socket. A variable that
+ * is set but empty counts as absent, as compose files write it. Throws ConfigError with every problem found.
+ */
+export function parseConfig(env: Readonly<Record<string, string | undefined>>): Config {
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ""));
+  const parsed = environment.safeParse(given);
+  const problems = parsed.success
+    ? []
+    : parsed.error.issues.map((issue) => `${issue.path.join(".")} ${issue.message}`);
+
+  const keys = parseApiKeys(given.API_KEYS ?? "");
+  problems.push(...keys.problems.map((problem) => `API_KEYS ${problem}`));
+
+  const hasKeys = given.API_KEYS !== undefined || given.API_KEYS_FILE !== undefined;
+  const host = given.HOST ?? "127.0.0.1";
+  if (!hasKeys && !isLoopback(host)) {
+    problems.push(
+      "HOST must be a loopback address (127.0.0.1, ::1, localhost) as long as no API_KEYS are set",
+    );
+  }
+  if ((given.TLS_CERT_FILE === undefined) !== (given.TLS_KEY_FILE === undefined)) {
+    problems.push("TLS_CERT_FILE and TLS_KEY_FILE must be set together");
+  }
+  if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
+
+  const vars = parsed.data;
+  if (vars.REQUEST_TIMEOUT_SECONDS > vars.REQUEST_TIMEOUT_MAX_SECONDS) {
+    throw new ConfigError(["REQUEST_TIMEOUT_SECONDS must not exceed REQUEST_TIMEOUT_MAX_SECONDS"]);
+  }
+  return deepFreeze({
+    server: {
+      host,
+      port: vars.API_PORT,
+      tls:
+        vars.TLS_CERT_FILE !== undefined && vars.TLS_KEY_FILE !== undefined
+          ? { certFile: vars.TLS_CERT_FILE, keyFile: vars.TLS_KEY_FILE }
+          : undefined,
+      trustedProxies: vars.TRUSTED_PROXIES ?? [],
+      maxBodyBytes: vars.MAX_BODY_BYTES,
+      drainMs: vars.DRAIN_TIMEOUT_SECONDS * 1000,
+    },
+    keys: { inline: keys.keys, file: vars.API_KEYS_FILE },
+    limits: {
+      rpm: vars.RATE_LIMIT_RPM,
+      maxTokensDefault: Math.min(vars.MAX_TOKENS_DEFAULT, vars.MAX_TOKENS),
+      maxTokens: vars.MAX_TOKENS,
+    },
+    engine: {
+      vllmUrl: vars.VLLM_URL,
+      vllmApiKey: vars.VLLM_API_KEY === undefined ? undefined : new Secret(vars.VLLM_API_KEY),
+      embeddingsUrl: vars.EMBEDDINGS_URL,
+      modelId: vars.MODEL_ID,
+      maxModelLen: vars.MAX_MODEL_LEN,
+      modelPath: vars.MODEL_PATH,
+      modelCacheDir:
+        vars.MODEL_CACHE ??
+        join(given.XDG_CACHE_HOME ?? join(given.HOME ?? ".", ".cache"), "formdev/models"),
+      hubUrl: vars.HF_ENDPOINT?.href,
+      concurrency: vars.ENGINE_CONCURRENCY ?? (vars.VLLM_URL === undefined ? 2 : 64),
+      queueLength: vars.QUEUE_LENGTH,
+    },
+    timeouts: {
+      defaultMs: vars.REQUEST_TIMEOUT_SECONDS * 1000,
+      maxMs: vars.REQUEST_TIMEOUT_MAX_SECONDS * 1000,
+      firstTokenMs: vars.FIRST_TOKEN_TIMEOUT_SECONDS * 1000,
+      betweenTokensMs: vars.BETWEEN_TOKENS_TIMEOUT_SECONDS * 1000,
+    },
+    redisUrl: vars.REDIS_URL === undefined ? undefined : new Secret(vars.REDIS_URL),
+    logLevel: vars.LOG_LEVEL,
+  });
+}
+
+/** Whether listening on this address stays inside the machine. */
+export function isLoopback(host: string): boolean {
+  return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
+}
+
+function isNetwork(text: string): boolean {
+  const [address = "", prefix, ...rest] = text.split("/");
+  const family = isIP(address);
+  if (family === 0 || rest.length > 0) return false;
+  return (
+    prefix === undefined ||
+    (/^\d{1,3}$/.test(prefix) && Number(prefix) <= (family === 4 ? 32 : 128))
+  );
+}
+
+function deepFreeze<T extends object>(value: T): T {
+  for (const inner of Object.values(value)) {
+    if (typeof inner === "object" && inner !== null && !(inner instanceof URL)) deepFreeze(inner);
+  }
+  return Object.freeze(value);
+}

@@ -1,0 +1,47 @@
+/**
+ * What went wrong, in words of the product. Edges map each kind to their own codes by one table
+ * (rpc/error-mapping.ts), so that no feature and no adapter knows a transport.
+ */
+export type ErrorKind =
+  /** The request can never succeed as it is: the message says what to change. */
+  | "invalid"
+  | "unauthenticated"
+  | "forbidden"
+  | "not-found"
+  /** A limit of the caller or of the service is reached: `retryAfterMs` says when to come back. */
+  | "exhausted"
+  /** The engine or a store cannot be reached, or the service is stopping: the same call may succeed later. */
+  | "unavailable"
+  /** A limit of time ran out: the caller's deadline, or one of ours towards the engine. */
+  | "timeout"
+  /** The caller left. */
+  | "canceled"
+  /** The engine answered something that cannot be read, or stopped in the middle of an answer. */
+  | "corrupt"
+  /** This engine or this build cannot do it. */
+  | "unsupported"
+  /** A bug of ours: the message stays inside. */
+  | "internal";
+
+/**
+ * The only error that features and adapters throw on purpose.
+ *
+ * `message` is public: it reaches the caller word for word, so it says what to do and names nothing of the inside
+ * (no address, no upstream text). What the operator needs goes into `cause`, which is logged and never sent.
+ */
+export class AppError extends Error {
+  override readonly name = "AppError";
+  readonly kind: ErrorKind;
+  /** Milliseconds after which the same call may succeed. Absent when waiting does not help or nobody knows. */
+  readonly retryAfterMs: number | undefined;
+
+  constructor(
+    kind: ErrorKind,
+    message: string,
+    options: { cause?: unknown; retryAfterMs?: number } = {},
+  ) {
+    super(message, options.cause === undefined ? undefined : { cause: options.cause });
+    this.kind = kind;
+    this.retryAfterMs = options.retryAfterMs;
+  }
+}

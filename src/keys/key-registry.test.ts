@@ -1,0 +1,89 @@
+import { createHash } from "node:crypto";
+import { inspect } from "node:util";
+import { describe, expect, it } from "vitest";
+import { parseApiKeys, parseKeyFile } from "./api-keys.ts";
+import { createKeyRegistry } from "./key-registry.ts";
+
+const defaults = { rpm: 60, maxTokens: 4096 };
+
+function registryOf(text: string) {
+  const { keys, problems } = parseApiKeys(text);
+  expect(problems).toEqual([]);
+  return createKeyRegistry(keys, defaults);
+}
+
+describe("API_KEYS", () => {
+  it("knows each client by each of its keys, so that keys can be rolled", () => {
+    const registry = registryOf("clientA:key1,clientB:key2, clientA:key3");
+    expect(registry.identify("key1")?.id).toBe("clientA");
+    expect(registry.identify("key3")?.id).toBe("clientA");
+    expect(registry.identify("key2")?.id).toBe("clientB");
+  });
+
+  it("knows nobody by a missing, partial, extended or differently written key", () => {
+    const registry = registryOf("erp:FormdevINF26");
+    for (const key of [
+      undefined,
+      "",
+      "FormdevINF2",
+      "FormdevINF26x",
+      "formdevinf26",
+      "key, FormdevINF26",
+    ]) {
+      expect(registry.identify(key), String(key)).toBeUndefined();
+    }
+  });
+
+  it.each([
+    ["erp", "no key"],
+    ["erp:", "an empty key"],
+    ["erp:abc", "a key that is too short"],
+    ["erp:key with space", "a space in a key"],
+    ["erp:key:more", "a colon in a key"],
+    [":key-of-nobody", "no client"],
+    ["er p:key-of-erp", "a space in a client"],
+    [`${"x".repeat(65)}:key-of-erp`, "a client name that is too long"],
+    [",", "nothing at all"],
+  ])("refuses %j: %s", (text) => {
+    expect(parseApiKeys(text).problems).toHaveLength(1);
+  });
+
+  it("refuses one key for two clients, as nobody could say whose call it is", () => {
+    const { keys } = parseApiKeys("a:same-key,b:same-key");
+    expect(() => createKeyRegistry(keys, defaults)).toThrow("the same key");
+  });
+
+  it("keeps no key in readable form", () => {
+    expect(inspect(registryOf("erp:canary-key"), { depth: null, showHidden: true })).not.toContain(
+      "canary-key",
+    );
+  });
+});
+
+describe("API_KEYS_FILE", () => {
+  const sha256 = createHash("sha256").update("key-of-the-erp").digest("hex");
+
+  it("accepts a key by its SHA-256, and gives the client limits of its own", () => {
+    const file = {
+      clients: [{ id: "erp", keys: [`sha256:${sha256}`, "second-key"], rpm: 7, max_tokens: 9 }],
+    };
+    const { keys, problems } = parseKeyFile(JSON.stringify(file));
+    expect(problems).toEqual([]);
+    const registry = createKeyRegistry(keys, defaults);
+    expect(registry.identify("key-of-the-erp")).toEqual({ id: "erp", rpm: 7, maxTokens: 9 });
+    expect(registry.identify("second-key")).toEqual({ id: "erp", rpm: 7, maxTokens: 9 });
+    expect(registry.identify(sha256)).toBeUndefined();
+  });
+
+  it.each([
+    ["not json"],
+    ["{}"],
+    ['{"clients": []}'],
+    ['{"clients": [{"id": "erp"}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["sha256:abc"]}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "role": "admin"}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "rpm": 0}]}'],
+  ])("refuses %s", (text) => {
+    expect(parseKeyFile(text).problems.length).toBeGreaterThan(0);
+  });
+});

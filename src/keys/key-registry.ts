@@ -1,0 +1,67 @@
+import { createHash, createHmac, randomBytes, timingSafeEqual } from "node:crypto";
+import { type ClientKey, keyPattern } from "./api-keys.ts";
+
+/** Who calls, and how much it may. A client is known from its key alone, never from anything that a request says. */
+export interface Client {
+  readonly id: string;
+  /** Requests a minute. */
+  readonly rpm: number;
+  /** The most completion tokens of one request. */
+  readonly maxTokens: number;
+}
+
+export interface KeyRegistry {
+  /** The client that this key belongs to. A key that is malformed, unknown or absent is the same: undefined. */
+  identify(key: string | undefined): Client | undefined;
+}
+
+/**
+ * Keeps keys as HMAC-SHA-256 over their SHA-256, under a secret that lives as long as this process: memory holds no key
+ * and no digest that could be looked up elsewhere. Finding the entry takes a time that depends only on that HMAC, which
+ * a caller cannot steer, and the comparison itself is constant in time, also when there is nothing to compare with.
+ *
+ * `defaults` holds for clients that configure no limits of their own. Throws when two clients have the same key.
+ */
+export function createKeyRegistry(
+  keys: readonly ClientKey[],
+  defaults: Omit<Client, "id">,
+): KeyRegistry {
+  const pepper = randomBytes(32);
+  const digest = (sha256: Buffer) => createHmac("sha256", pepper).update(sha256).digest();
+
+  const limits = new Map<string, Client>();
+  for (const { client, rpm, maxTokens } of keys) {
+    const known = limits.get(client) ?? { id: client, ...defaults };
+    limits.set(client, {
+      id: client,
+      rpm: rpm ?? known.rpm,
+      maxTokens: maxTokens ?? known.maxTokens,
+    });
+  }
+
+  const entries = new Map<string, { readonly digest: Buffer; readonly client: Client }>();
+  for (const { client, key } of keys) {
+    const hash = "sha256" in key ? Buffer.from(key.sha256, "hex") : sha256(key.reveal());
+    const own = digest(hash);
+    const entry = { digest: own, client: limits.get(client) ?? { id: client, ...defaults } };
+    const other = entries.get(own.toString("base64"));
+    if (other !== undefined && other.client.id !== client) {
+      throw new Error(`the clients ${other.client.id} and ${client} have the same key`);
+    }
+    entries.set(own.toString("base64"), entry);
+  }
+
+  const nobody = randomBytes(32);
+  return {
+    identify(key) {
+      if (key === undefined || !keyPattern.test(key)) return undefined;
+      const presented = digest(sha256(key));
+      const entry = entries.get(presented.toString("base64"));
+      return timingSafeEqual(presented, entry?.digest ?? nobody) ? entry?.client : undefined;
+    },
+  };
+}
+
+function sha256(key: string): Buffer {
+  return createHash("sha256").update(key).digest();
+}
