@@ -1,0 +1,214 @@
+import type { IncomingHttpHeaders } from "node:http";
+import type { AppError } from "../../errors.ts";
+import type { ChatPart, ChatStream, Usage } from "../engine.ts";
+import { AnswerReader } from "./answer-reader.ts";
+import { corrupt, tooSlow } from "./errors.ts";
+import type { Exchange, Receiver } from "./exchange.ts";
+import { checkHead, REFUSAL_MS_MAX, Refusal } from "./reply.ts";
+import { StallTimer } from "./stall-timer.ts";
+import type { Upstream } from "./upstream.ts";
+
+export interface ChatStreamOptions {
+  readonly upstream: Upstream;
+  /** Makes the body of the request, JSON, when the stream starts. */
+  readonly body: () => Buffer;
+  readonly maxTokens: number;
+  readonly firstByteMs: number;
+  readonly betweenChunksMs: number;
+  readonly signal: AbortSignal;
+}
+
+type PartResult = IteratorResult<ChatPart, undefined>;
+
+/**
+ * One chat on its way from the engine's socket (`Receiver`) to its consumer (`AsyncIterator`).
+ *
+ * Per token there is no promise, no timer and no closure on the way in; a consumer that waits is woken once for
+ * everything that one read of the socket brought. When the consumer is slow the socket is not read on, and the time
+ * that this takes is not the engine's. Single use.
+ */
+export class VllmChatStream
+  implements ChatStream, AsyncIterableIterator<ChatPart, undefined>, Receiver
+{
+  readonly #options: ChatStreamOptions;
+  readonly #reader: AnswerReader;
+  #state: "new" | "connecting" | "streaming" | "over" = "new";
+  #exchange: Exchange | undefined;
+  #stall: StallTimer | undefined;
+  #refusal: Refusal | undefined;
+  #paused = false;
+  #failure: { readonly error: unknown } | undefined;
+  #waiter: PromiseWithResolvers<PartResult> | undefined;
+  #waking = false;
+
+  constructor(options: ChatStreamOptions) {
+    this.#options = options;
+    this.#reader = new AnswerReader(options.maxTokens);
+  }
+
+  get usage(): Usage {
+    return this.#reader.usage;
+  }
+
+  [Symbol.asyncIterator](): this {
+    return this;
+  }
+
+  /** One call at a time, as `for await` does. */
+  next(): Promise<PartResult> {
+    if (this.#waiter !== undefined) return Promise.reject(new Error("next() was called twice"));
+    this.#waiter = Promise.withResolvers();
+    const { promise } = this.#waiter;
+    if (this.#state === "new") this.#start();
+    this.#answer();
+    return promise;
+  }
+
+  /** The consumer leaves: the engine stops at once. */
+  async return(): Promise<PartResult> {
+    this.#reader.parts.clear();
+    if (!this.#reader.done) this.#stop();
+    return NOTHING_MORE;
+  }
+
+  #start(): void {
+    const { signal, upstream, body, firstByteMs } = this.#options;
+    this.#state = "connecting";
+    if (signal.aborted) {
+      this.#onAbort();
+      return;
+    }
+    signal.addEventListener("abort", this.#onAbort, { once: true });
+    this.#stall = new StallTimer(firstByteMs, this.#onStall);
+    const request = {
+      method: "POST",
+      path: "/v1/chat/completions",
+      accept: EVENT_STREAM,
+      body: body(),
+    } as const;
+    this.#exchange = upstream.send(request, this);
+  }
+
+  onHead(status: number, headers: IncomingHttpHeaders): void {
+    if (status !== 200) {
+      this.#refusal = new Refusal(status);
+      this.#stall?.restart(REFUSAL_MS_MAX);
+      return;
+    }
+    const error = checkHead(headers, EVENT_STREAM);
+    if (error !== undefined) this.#fail(error);
+  }
+
+  onData(chunk: Buffer): void {
+    const reader = this.#reader;
+    if (this.#refusal !== undefined) {
+      if (!this.#refusal.add(chunk)) this.#fail(this.#refusal.toError());
+      return;
+    }
+    const { eventCount } = reader;
+    try {
+      reader.read(chunk);
+    } catch (error) {
+      this.#fail(error);
+      return;
+    }
+    if (reader.eventCount > eventCount) this.#onProgress();
+    if (reader.parts.unread > UNREAD_MAX && !this.#paused && !reader.done) {
+      this.#paused = true;
+      this.#stall?.pause();
+      this.#exchange?.pause();
+    }
+  }
+
+  onEnd(): void {
+    if (this.#refusal !== undefined) this.#fail(this.#refusal.toError());
+    else this.#fail(corrupt("the engine stopped in the middle of an answer", "no [DONE]"));
+  }
+
+  onError(error: AppError): void {
+    this.#fail(this.#refusal?.toError() ?? error);
+  }
+
+  #onProgress(): void {
+    if (this.#reader.done) {
+      // All was said. The reply is still read to its end, so that the connection can be used again.
+      this.#options.signal.removeEventListener("abort", this.#onAbort);
+      this.#stall?.restart(DRAIN_MS_MAX);
+    } else if (this.#state === "connecting") {
+      this.#state = "streaming";
+      this.#stall?.restart(this.#options.betweenChunksMs);
+    } else this.#stall?.touch();
+    this.#wake();
+  }
+
+  readonly #onStall = (): void => {
+    const { firstByteMs, betweenChunksMs } = this.#options;
+    if (this.#refusal !== undefined) this.#fail(this.#refusal.toError());
+    else if (this.#state === "connecting")
+      this.#fail(tooSlow("the engine did not begin to answer in time", firstByteMs));
+    else this.#fail(tooSlow("the engine stopped answering", betweenChunksMs));
+  };
+
+  readonly #onAbort = (): void => {
+    this.#reader.parts.clear();
+    this.#fail(this.#options.signal.reason);
+  };
+
+  /** The exchange is over. That is a failure only while the answer is not complete. */
+  #fail(error: unknown): void {
+    if (this.#state === "over") return;
+    if (!this.#reader.done) this.#failure = { error };
+    this.#stop();
+  }
+
+  #stop(): void {
+    this.#state = "over";
+    this.#options.signal.removeEventListener("abort", this.#onAbort);
+    this.#stall?.stop();
+    this.#exchange?.abort();
+    this.#wake();
+  }
+
+  /** Answers a waiting consumer in a microtask: by then all that this read of the socket brought is in the queue. */
+  #wake(): void {
+    if (this.#waiter === undefined || this.#waking) return;
+    this.#waking = true;
+    queueMicrotask(this.#onWake);
+  }
+
+  readonly #onWake = (): void => {
+    this.#waking = false;
+    this.#answer();
+  };
+
+  #answer(): void {
+    const waiter = this.#waiter;
+    if (waiter === undefined) return;
+    const part = this.#reader.parts.shift();
+    const failure = this.#failure;
+    if (part !== undefined) waiter.resolve({ done: false, value: part });
+    else if (failure !== undefined) waiter.reject(failure.error);
+    else if (this.#reader.done || this.#state === "over") waiter.resolve(NOTHING_MORE);
+    else return;
+    this.#waiter = undefined;
+    if (part === undefined) this.#failure = undefined;
+    if (this.#paused && this.#reader.parts.unread < UNREAD_MAX / 2) {
+      this.#paused = false;
+      this.#stall?.resume();
+      this.#exchange?.resume();
+    }
+  }
+}
+
+const EVENT_STREAM = "text/event-stream";
+
+const NOTHING_MORE: PartResult = { done: true, value: undefined };
+
+/**
+ * Characters that may wait for the consumer before the socket is not read on: more than any answer of a chat, so that
+ * only a consumer that stands still is ever felt by the engine.
+ */
+const UNREAD_MAX = 64 * 1024;
+
+/** vLLM ends its reply right after `[DONE]`; a connection that does not is not worth waiting for. */
+const DRAIN_MS_MAX = 1_000;

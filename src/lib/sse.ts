@@ -1,0 +1,167 @@
+/**
+ * Decodes server-sent events from bytes, in any cut: https://html.spec.whatwg.org/multipage/server-sent-events.html.
+ *
+ * Only `data` matters here: its lines, joined with LF, go to `onEvent`; comments, `event`, `id` and `retry` are
+ * dropped, and so is an event that the stream does not finish with an empty line. An event is turned into text once
+ * and whole, so a code point cut by the network is never broken.
+ *
+ * It works in bytes because this is the hot path of every answer: a line end is looked for once per byte, and an event
+ * that lies inside one chunk is decoded from there, without a copy.
+ */
+export class SseDecoder {
+  readonly #onEvent: (data: string) => void;
+  readonly #eventBytesMax: number;
+  /** The line whose end has not come yet. */
+  readonly #line = new ByteBuffer();
+  /** The data lines of the event whose empty line has not come yet. */
+  readonly #data = new ByteBuffer();
+  #hasData = false;
+  /** The last byte was a CR: an LF that comes next belongs to it. */
+  #afterCr = false;
+  #atStart = true;
+
+  /**
+   * `onEvent` runs inside `push`; what it throws leaves `push`. `eventBytesMax` bounds the bytes of one event and of
+   * one line, comments included: 1 MiB by default, a thousand times a usual event of a language model.
+   */
+  constructor(onEvent: (data: string) => void, options: { eventBytesMax?: number } = {}) {
+    this.#onEvent = onEvent;
+    this.#eventBytesMax = options.eventBytesMax ?? 1024 * 1024;
+  }
+
+  /**
+   * Takes the next bytes, which may be reused afterwards. Throws a RangeError when an event is too large; the decoder
+   * is of no use after it has thrown.
+   */
+  push(bytes: Uint8Array): void {
+    const chunk = Buffer.isBuffer(bytes)
+      ? bytes
+      : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    let start = 0;
+    if (this.#afterCr && chunk.length > 0) {
+      this.#afterCr = false;
+      if (chunk[0] === LF) start = 1;
+    }
+    // The next LF and the next CR, looked for again only when passed: most streams hold no CR at all.
+    let lf = find(chunk, LF, start);
+    let cr = find(chunk, CR, start);
+    while (start < chunk.length) {
+      const end = Math.min(lf, cr);
+      if (end === chunk.length) {
+        this.#keep(this.#line, chunk, start, end);
+        return;
+      }
+      let next = end + 1;
+      if (end === cr) {
+        if (next === chunk.length) this.#afterCr = true;
+        else if (chunk[next] === LF) next += 1;
+      }
+      if (this.#line.length > 0 || this.#atStart) this.#endKeptLine(chunk, start, end);
+      else if (end > start) next = this.#endLine(chunk, start, end, next);
+      else this.#endEvent();
+      start = next;
+      if (lf < start) lf = chunk[start] === LF ? start : find(chunk, LF, start);
+      if (cr < start) cr = find(chunk, CR, start);
+    }
+  }
+
+  #endKeptLine(chunk: Buffer, start: number, end: number): void {
+    this.#keep(this.#line, chunk, start, end);
+    const line = this.#line.bytes();
+    const skip = this.#atStart && line.subarray(0, 3).equals(BOM) ? 3 : 0;
+    this.#atStart = false;
+    if (line.length === skip) this.#endEvent();
+    else this.#endLine(line, skip, line.length, line.length);
+    this.#line.clear();
+  }
+
+  /** Reads one line that is not empty. Returns where to go on: behind the empty line if that one was taken as well. */
+  #endLine(line: Buffer, start: number, end: number, next: number): number {
+    const value = findDataValue(line, start, end);
+    if (value === -1) return next;
+    // The whole event is here: decode it where it lies.
+    if (!this.#hasData && line[next] === LF) {
+      if (end - value > this.#eventBytesMax) throw this.#tooLarge();
+      this.#onEvent(line.toString("utf8", value, end));
+      return next + 1;
+    }
+    if (this.#hasData) this.#keep(this.#data, NEWLINE, 0, 1);
+    this.#hasData = true;
+    this.#keep(this.#data, line, value, end);
+    return next;
+  }
+
+  #endEvent(): void {
+    if (!this.#hasData) return;
+    const data = this.#data.bytes().toString("utf8");
+    this.#data.clear();
+    this.#hasData = false;
+    this.#onEvent(data);
+  }
+
+  #keep(buffer: ByteBuffer, bytes: Buffer, start: number, end: number): void {
+    if (buffer.length + end - start > this.#eventBytesMax) throw this.#tooLarge();
+    buffer.append(bytes, start, end);
+  }
+
+  #tooLarge(): RangeError {
+    return new RangeError(`a server-sent event is larger than ${this.#eventBytesMax} bytes`);
+  }
+}
+
+/** Where the next `byte` is, or the length of the chunk when there is none. */
+function find(chunk: Buffer, byte: number, start: number): number {
+  const at = chunk.indexOf(byte, start);
+  return at === -1 ? chunk.length : at;
+}
+
+/** Where the value of a `data` line begins, or -1 when the line is a comment or another field. */
+function findDataValue(line: Buffer, start: number, end: number): number {
+  for (let i = 0; i < DATA.length; i += 1) if (line[start + i] !== DATA[i]) return -1;
+  let value = start + DATA.length;
+  // A line that ends after the name is the field with an empty value.
+  if (value >= end) return value === end ? end : -1;
+  if (line[value] !== COLON) return -1;
+  value += 1;
+  return value < end && line[value] === SPACE ? value + 1 : value;
+}
+
+/** Bytes that arrive in pieces. The memory of an unusually large event is given back when it is cleared. */
+class ByteBuffer {
+  #buffer = NO_BYTES;
+  length = 0;
+
+  append(bytes: Buffer, start: number, end: number): void {
+    const length = this.length + end - start;
+    if (length > this.#buffer.length) {
+      const larger = Buffer.allocUnsafeSlow(
+        Math.max(KEPT_BYTES, 2 ** Math.ceil(Math.log2(length))),
+      );
+      this.#buffer.copy(larger, 0, 0, this.length);
+      this.#buffer = larger;
+    }
+    bytes.copy(this.#buffer, this.length, start, end);
+    this.length = length;
+  }
+
+  /** What is inside, valid until the next call. */
+  bytes(): Buffer {
+    return this.#buffer.subarray(0, this.length);
+  }
+
+  clear(): void {
+    this.length = 0;
+    if (this.#buffer.length > KEPT_BYTES) this.#buffer = NO_BYTES;
+  }
+}
+
+const LF = 0x0a;
+const CR = 0x0d;
+const COLON = 0x3a;
+const SPACE = 0x20;
+const NEWLINE = Buffer.of(LF);
+const BOM = Buffer.of(0xef, 0xbb, 0xbf);
+const DATA = Buffer.from("data");
+const NO_BYTES = Buffer.alloc(0);
+/** Enough for every usual event of a language model, so that a stream allocates at most once. */
+const KEPT_BYTES = 1024;
