@@ -1,0 +1,247 @@
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import type { ServiceImpl } from "@connectrpc/connect";
+import {
+  FinishReason as FinishReasonProto,
+  type Message as MessageProto,
+  type Tool as ToolProto,
+  UsageSchema,
+} from "../../gen/formdev/chat/v1/chat_pb.ts";
+import {
+  type ChatRequest as ChatRequestProto,
+  ChatResponseSchema,
+  type ChatService,
+  StreamChatResponseSchema,
+} from "../../gen/formdev/chat/v1/chat_service_pb.ts";
+import { AppError } from "../errors.ts";
+import type {
+  ChatMessage,
+  ChatPart,
+  FinishReason,
+  JsonObject,
+  ReasoningEffort,
+  Role,
+  Tool,
+  ToolCall,
+  ToolCallDelta,
+  ToolChoice,
+  Usage,
+} from "../inference/engine.ts";
+import { callOf, clientOf } from "../rpc/call.ts";
+import type { Chat, ChatRequest } from "./chat.ts";
+
+/** Translates ChatService to the chat use case and back; rules, limits and errors live elsewhere. */
+export function createChatHandler(chat: Chat): ServiceImpl<typeof ChatService> {
+  return {
+    async chat(request, context) {
+      const call = callOf(context);
+      using answer = await chat.begin(parseChatRequest(request), {
+        client: clientOf(call),
+        signal: context.signal,
+      });
+      call.answer = answer.parts;
+      const collected = await collect(answer.parts);
+      return create(ChatResponseSchema, {
+        id: call.id,
+        model: answer.model,
+        message: {
+          role: "assistant",
+          content: collected.content,
+          reasoning: collected.reasoning,
+          toolCalls: collected.toolCalls.map((toolCall) => ({ ...toolCall })),
+        },
+        finishReason: toFinishReason(collected.finishReason),
+        usage: toUsage(answer.parts.usage),
+      });
+    },
+
+    async *streamChat(request, context) {
+      const call = callOf(context);
+      using answer = await chat.begin(parseChatRequest(request), {
+        client: clientOf(call),
+        signal: context.signal,
+      });
+      call.answer = answer.parts;
+      yield part({ case: "start", value: { id: call.id, model: answer.model } });
+      for await (const each of answer.parts) yield toStreamPart(each, answer.parts.usage);
+    },
+  };
+}
+
+export function parseMessages(messages: readonly MessageProto[]): ChatMessage[] {
+  return messages.map((message) => ({
+    role: parseRole(message.role),
+    content: message.content,
+    toolCalls: message.toolCalls.map(({ id, name, arguments: text }) => ({
+      id,
+      name,
+      arguments: text,
+    })),
+    ...(message.toolCallId !== "" && { toolCallId: message.toolCallId }),
+  }));
+}
+
+export function parseTools(tools: readonly ToolProto[]): Tool[] {
+  return tools.map(({ function: definition }) => {
+    if (definition === undefined) throw new AppError("invalid", "tools: function is required");
+    return {
+      name: definition.name,
+      description: definition.description,
+      parameters: definition.parameters ?? {},
+      ...(definition.strict !== undefined && { strict: definition.strict }),
+    };
+  });
+}
+
+function parseChatRequest(request: ChatRequestProto): ChatRequest {
+  const responseFormat = parseResponseFormat(request);
+  const toolChoice = parseToolChoice(request);
+  const effort = parseEffort(request.reasoning?.effort ?? "");
+  return {
+    model: request.model,
+    messages: parseMessages(request.messages),
+    stop: request.stop,
+    tools: parseTools(request.tools),
+    ...(request.maxTokens !== undefined && { maxTokens: request.maxTokens }),
+    ...(request.temperature !== undefined && { temperature: request.temperature }),
+    ...(request.topP !== undefined && { topP: request.topP }),
+    ...(request.topK !== undefined && { topK: request.topK }),
+    ...(request.minP !== undefined && { minP: request.minP }),
+    ...(request.presencePenalty !== undefined && { presencePenalty: request.presencePenalty }),
+    ...(request.frequencyPenalty !== undefined && { frequencyPenalty: request.frequencyPenalty }),
+    ...(request.repetitionPenalty !== undefined && {
+      repetitionPenalty: request.repetitionPenalty,
+    }),
+    ...(request.seed !== undefined && { seed: request.seed }),
+    ...(request.parallelToolCalls !== undefined && {
+      parallelToolCalls: request.parallelToolCalls,
+    }),
+    ...(responseFormat !== undefined && { responseFormat }),
+    ...(toolChoice !== undefined && { toolChoice }),
+    ...(effort !== undefined && { reasoningEffort: effort }),
+  };
+}
+
+function parseResponseFormat({ responseFormat }: ChatRequestProto): ChatRequest["responseFormat"] {
+  if (responseFormat?.type === "json_object") return { type: "json-object" };
+  if (responseFormat?.type !== "json_schema") return undefined;
+  const { name = "", schema = {} } = responseFormat.jsonSchema ?? {};
+  return { type: "json-schema", name, schema: schema as JsonObject };
+}
+
+function parseToolChoice({ toolChoice }: ChatRequestProto): ToolChoice | undefined {
+  switch (toolChoice?.mode) {
+    case undefined:
+      return undefined;
+    case "function":
+      return { name: toolChoice.function };
+    case "auto":
+    case "none":
+    case "required":
+      return toolChoice.mode;
+    default:
+      throw new AppError("invalid", "tool_choice.mode is not known");
+  }
+}
+
+function parseRole(role: string): Role {
+  switch (role) {
+    case "system":
+    case "user":
+    case "assistant":
+    case "tool":
+      return role;
+    default:
+      throw new AppError("invalid", "messages: the role is not known");
+  }
+}
+
+function parseEffort(effort: string): ReasoningEffort | undefined {
+  switch (effort) {
+    case "":
+      return undefined;
+    case "none":
+    case "low":
+    case "medium":
+    case "high":
+      return effort;
+    default:
+      throw new AppError("invalid", "reasoning.effort is not known");
+  }
+}
+
+/** Joins the parts of an answer. The engine promises exactly one `end`; the loop throws where there is none. */
+async function collect(parts: AsyncIterable<ChatPart>) {
+  const text: string[] = [];
+  const reasoning: string[] = [];
+  const toolCalls: { id: string; name: string; arguments: string }[] = [];
+  for await (const each of parts) {
+    if (each.type === "text-delta") text.push(each.text);
+    else if (each.type === "reasoning-delta") reasoning.push(each.text);
+    else if (each.type === "tool-call-delta") appendToolCall(toolCalls, each);
+    else {
+      return {
+        content: text.join(""),
+        reasoning: reasoning.join(""),
+        toolCalls: toolCalls satisfies ToolCall[],
+        finishReason: each.finishReason,
+      };
+    }
+  }
+  throw new AppError("corrupt", "the engine stopped before the answer was complete: try again");
+}
+
+function appendToolCall(
+  toolCalls: { id: string; name: string; arguments: string }[],
+  delta: ToolCallDelta,
+) {
+  const known = toolCalls[delta.index];
+  if (known === undefined) {
+    toolCalls[delta.index] = {
+      id: delta.id ?? "",
+      name: delta.name ?? "",
+      arguments: delta.arguments,
+    };
+  } else {
+    known.arguments += delta.arguments;
+  }
+}
+
+function toStreamPart(each: ChatPart, usage: Usage) {
+  switch (each.type) {
+    case "text-delta":
+      return part({ case: "textDelta", value: { text: each.text } });
+    case "reasoning-delta":
+      return part({ case: "reasoningDelta", value: { text: each.text } });
+    case "tool-call-delta": {
+      const { index, id = "", name = "", arguments: text } = each;
+      return part({ case: "toolCallDelta", value: { index, id, name, arguments: text } });
+    }
+    case "end": {
+      const finishReason = toFinishReason(each.finishReason);
+      return part({ case: "end", value: { finishReason, usage: toUsage(usage) } });
+    }
+  }
+}
+
+function part(value: MessageInitShape<typeof StreamChatResponseSchema>["part"]) {
+  return create(StreamChatResponseSchema, value === undefined ? {} : { part: value });
+}
+
+const finishReasons = {
+  stop: FinishReasonProto.STOP,
+  length: FinishReasonProto.LENGTH,
+  "tool-calls": FinishReasonProto.TOOL_CALLS,
+} as const;
+
+function toFinishReason(reason: FinishReason) {
+  return finishReasons[reason];
+}
+
+function toUsage(usage: Usage) {
+  return create(UsageSchema, {
+    promptTokens: usage.promptTokens,
+    completionTokens: usage.completionTokens,
+    totalTokens: usage.promptTokens + usage.completionTokens,
+    cachedPromptTokens: usage.cachedPromptTokens,
+  });
+}

@@ -1,0 +1,56 @@
+import type { Logger } from "pino";
+import type { Call } from "./rpc/call.ts";
+
+/**
+ * What the log says: one function for each thing that happens. No prompt, answer, key or header ever gets here; a caller
+ * is named by its client id, and what a caller chose appears only as one of a bounded set.
+ */
+export function createEvents(log: Logger) {
+  return {
+    listening(url: string, engine: string) {
+      log.info({ url, engine, node: process.version }, "listening");
+    },
+
+    /** The one line of each call, when its last byte is sent or its caller has gone. */
+    callEnded(call: Call, durationMs: number) {
+      const usage = call.answer?.usage;
+      const fields = {
+        request_id: call.id,
+        rpc: call.rpc,
+        client: call.client?.id,
+        outcome: call.outcome,
+        duration_ms: Math.round(durationMs),
+        prompt_tokens: usage?.promptTokens,
+        completion_tokens: usage?.completionTokens,
+        cached_prompt_tokens: usage?.cachedPromptTokens,
+        err: call.cause,
+      };
+      if (call.outcome === "internal") log.error(fields, "call");
+      else if (call.outcome === "unavailable" || call.outcome === "data_loss")
+        log.warn(fields, "call");
+      else if (call.rpc.startsWith("/health")) log.debug(fields, "call");
+      else log.info(fields, "call");
+    },
+
+    shortKey(client: string) {
+      log.warn(
+        { client },
+        "a key of this client is shorter than 16 characters: replace it by a random one",
+      );
+    },
+
+    redis(state: string) {
+      log.warn({ state }, "rate limits: the state of redis changed");
+    },
+
+    draining(limitMs: number) {
+      log.info({ limit_ms: limitMs }, "draining: no new calls, the running ones may finish");
+    },
+
+    stopped() {
+      log.info("stopped");
+    },
+  };
+}
+
+export type Events = ReturnType<typeof createEvents>;

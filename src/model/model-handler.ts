@@ -1,0 +1,58 @@
+import type { ServiceImpl } from "@connectrpc/connect";
+import type { ModelService } from "../../gen/formdev/model/v1/model_service_pb.ts";
+import { parseMessages, parseTools } from "../chat/chat-handler.ts";
+import { AppError } from "../errors.ts";
+import type { Engine } from "../inference/engine.ts";
+import type { Embedder } from "./embedder.ts";
+import { resolveModel } from "./models.ts";
+
+/** Translates ModelService to the engine's port. `embedder` is absent where no embedding engine is configured. */
+export function createModelHandler(options: {
+  readonly engine: Engine;
+  readonly embedder: Embedder | undefined;
+  /** The model for requests that name none. */
+  readonly defaultModel: string;
+  /** Prompt and completion together, in tokens, at most. */
+  readonly maxModelLen: number;
+}): ServiceImpl<typeof ModelService> {
+  const { engine, embedder, defaultModel, maxModelLen } = options;
+  return {
+    async listModels(_request, { signal }) {
+      const served = await engine.listModels(signal);
+      const first = resolveModel(served, "", defaultModel);
+      const models = [first, ...served.filter((model) => model !== first)];
+      return {
+        models: models.map(({ id, contextTokens }) => ({
+          id,
+          contextTokens: Math.min(contextTokens, maxModelLen),
+        })),
+      };
+    },
+
+    async countTokens(request, { signal }) {
+      const model = resolveModel(await engine.listModels(signal), request.model, defaultModel);
+      const promptTokens = await engine.countTokens(
+        {
+          model: model.id,
+          messages: parseMessages(request.messages),
+          tools: parseTools(request.tools),
+        },
+        signal,
+      );
+      const contextTokens = Math.min(model.contextTokens, maxModelLen);
+      return { promptTokens, contextTokens, model: model.id };
+    },
+
+    async embed(request, { signal }) {
+      if (embedder === undefined) {
+        throw new AppError("unsupported", "this service has no embedding engine (EMBEDDINGS_URL)");
+      }
+      const { model, vectors, promptTokens } = await embedder.embed(request, signal);
+      return {
+        model,
+        promptTokens,
+        embeddings: vectors.map((vector) => ({ values: Array.from(vector) })),
+      };
+    },
+  };
+}

@@ -1,0 +1,74 @@
+import { createValidator } from "@bufbuild/protovalidate";
+import { createConnectRouter, type ServiceImpl } from "@connectrpc/connect";
+import type { UniversalHandler } from "@connectrpc/connect/protocol";
+import { compressionGzip } from "@connectrpc/connect-node";
+import { createValidateInterceptor } from "@connectrpc/validate";
+import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
+import { HealthService } from "../../gen/formdev/health/v1/health_service_pb.ts";
+import { ModelService } from "../../gen/formdev/model/v1/model_service_pb.ts";
+import { Health as GrpcHealthService } from "../../gen/grpc/health/v1/health_pb.ts";
+import type { Health } from "../health/health.ts";
+import { createGrpcHealthHandler, createHealthHandler } from "../health/health-handler.ts";
+import { callOf } from "./call.ts";
+import { mapErrors, toConnectError } from "./error-mapping.ts";
+import { addReflection } from "./reflection.ts";
+
+/** The services with an own contract. A client's key opens all of them. */
+const services = [ChatService, ModelService, HealthService] as const;
+
+/** Needs no key: what load balancers and orchestrators ask. Everything else is refused without one. */
+export const publicRpcs: ReadonlySet<string> = new Set([
+  `${HealthService.typeName}/Check`,
+  `${GrpcHealthService.typeName}/Check`,
+  `${GrpcHealthService.typeName}/List`,
+]);
+
+/** Needs a key, but asks nothing of the engine, so that it does not count against the rate limit. */
+export const unmeteredRpcs: ReadonlySet<string> = new Set([
+  `${GrpcHealthService.typeName}/Watch`,
+  "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+  "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+]);
+
+/**
+ * Every method that the port serves, in the three protocols, with the same rules for each: refusals of the gate before
+ * the body is read, limits of size and time, validation after the contract's rules, one mapping of errors.
+ */
+export function createRoutes(options: {
+  readonly chat: ServiceImpl<typeof ChatService>;
+  readonly model: ServiceImpl<typeof ModelService>;
+  readonly health: Health;
+  /** The most bytes of one message, also after decompression. */
+  readonly readMaxBytes: number;
+  /** The longest deadline. Later ones are lowered to it before they get here. */
+  readonly maxTimeoutMs: number;
+  /** Aborts, with the error that callers see, when the drain's time is over. */
+  readonly shutdownSignal: AbortSignal;
+}): readonly UniversalHandler[] {
+  const router = createConnectRouter({
+    readMaxBytes: options.readMaxBytes,
+    maxTimeoutMs: options.maxTimeoutMs,
+    shutdownSignal: options.shutdownSignal,
+    // Requests may be gzipped. Never Brotli: its decoder would be open to everybody (CVE-2026-111497).
+    acceptCompression: [compressionGzip],
+    // Answers are not compressed: tokens are small, and the CPU is the gateway's scarce good.
+    compressMinBytes: uncompressed,
+    // A misspelt field must not pass silently.
+    jsonOptions: { ignoreUnknownFields: false },
+    requestGate(context) {
+      const { refusal } = callOf(context);
+      if (refusal !== undefined) throw toConnectError(refusal);
+    },
+    interceptors: [mapErrors, createValidateInterceptor({ validator: createValidator() })],
+  });
+  router.service(ChatService, options.chat);
+  router.service(ModelService, options.model);
+  router.service(HealthService, createHealthHandler(options.health));
+  const names = new Set(services.map(({ typeName }) => typeName));
+  router.service(GrpcHealthService, createGrpcHealthHandler(options.health, names));
+  addReflection(router, [...services, GrpcHealthService]);
+  return router.handlers;
+}
+
+/** Connect's largest limit: no answer reaches it. */
+const uncompressed = 0xffffffff;

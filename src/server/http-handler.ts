@@ -1,0 +1,179 @@
+import { randomUUID } from "node:crypto";
+import { Code } from "@connectrpc/connect";
+import type { UniversalHandler } from "@connectrpc/connect/protocol";
+import type { Gate } from "../keys/gate.ts";
+import { monotonicClock } from "../lib/clock.ts";
+import type { RateLimitDecision } from "../limits/rate-limit.ts";
+import type { Call } from "../rpc/call.ts";
+import { recordOutcome } from "../rpc/error-mapping.ts";
+import {
+  authorityOf,
+  cutOff,
+  type NodeHandler,
+  type NodeRequest,
+  type NodeResponse,
+  sendJson,
+} from "./node-http.ts";
+import { checkRequestHead, presentedKey } from "./request-guard.ts";
+import { type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
+
+/** A path of the founding document that is another name of a method. */
+export interface Alias {
+  readonly method: "GET" | "POST";
+  readonly path: string;
+  readonly rpc: string;
+}
+
+/** A path that is answered without a message to decode; always public. */
+export interface PublicPage {
+  readonly path: string;
+  /** Resolves to an HTTP status and a JSON body; never rejects. */
+  answer(): Promise<{ readonly status: number; readonly body: unknown }>;
+}
+
+export interface HttpHandlerOptions extends RpcAdapterOptions {
+  readonly handlers: readonly UniversalHandler[];
+  readonly aliases: readonly Alias[];
+  readonly publicPages: readonly PublicPage[];
+  /** `package.Service/Method` of the methods that need no key. Everything else does. */
+  readonly publicRpcs: ReadonlySet<string>;
+  /** Methods that need a key but do not count against the rate limit. */
+  readonly unmeteredRpcs: ReadonlySet<string>;
+  readonly gate: Gate;
+  readonly addressOf: (socketAddress: string, forwardedFor: string | undefined) => string;
+  /** Called once for each call that ends, and for each request that is refused. */
+  readonly onCallEnd: (call: Call, durationMs: number) => void;
+  /** Whether new answers should close their HTTP/1.1 connection, as during a drain. */
+  readonly isDraining: () => boolean;
+}
+
+/**
+ * What happens to every HTTP request, in this order and from its headers alone: is it HTTP that we answer, whose key is
+ * it, may it call now; then the method runs. A path that does not exist needs a key like every other, so that nobody
+ * without one learns which paths exist.
+ */
+export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
+  const rpcs = new Map(options.handlers.map((handler) => [handler.requestPath, handler]));
+  const aliases = new Map(options.aliases.map((alias) => [`${alias.method} ${alias.path}`, alias]));
+  const pages = new Map(options.publicPages.map((page) => [page.path, page]));
+
+  return (request, response) => {
+    // Without listeners, an error on a connection that nobody waits for would end the process.
+    request.on("error", ignore);
+    response.on("error", ignore);
+    if ("stream" in request) request.stream.on("error", ignore);
+
+    const call = startCall(request, options);
+    const closed = new Promise((resolve) => response.once("close", resolve));
+    void handle(call, request, response)
+      .catch((error) => {
+        recordOutcome(call, error);
+        if (response.headersSent) cutOff(response);
+        else sendError(request, response, 500, "internal", "internal error");
+      })
+      // The handler can end before its last byte is sent, or after its caller is gone: the call ends with the later one.
+      .then(() => closed)
+      .then(() => options.onCallEnd(call, monotonicClock() - call.startedAt));
+  };
+
+  async function handle(call: Call, request: NodeRequest, response: NodeResponse): Promise<void> {
+    response.setHeader("x-request-id", call.id);
+    if (options.isDraining() && !("stream" in request)) response.setHeader("connection", "close");
+
+    const url = request.url ?? "";
+    const refusal = checkRequestHead(
+      { url, authority: authorityOf(request), headers: request.headers },
+      options.bodyBytesMax,
+    );
+    if (refusal !== undefined) {
+      call.outcome = `http_${refusal.status}`;
+      const code = refusal.status === 413 ? "resource_exhausted" : "invalid_argument";
+      return sendError(request, response, refusal.status, code, refusal.message);
+    }
+
+    const path = url.split("?", 1)[0] ?? "";
+    const page = pages.get(path);
+    if (page !== undefined && (request.method === "GET" || request.method === "HEAD")) {
+      call.rpc = page.path;
+      const { status, body } = await page.answer();
+      return sendJson(request, response, status, body);
+    }
+
+    const alias = aliases.get(`${request.method} ${path}`);
+    const rpcPath = alias === undefined ? path : `/${alias.rpc}`;
+    const handler = rpcs.get(rpcPath);
+    if (handler !== undefined) call.rpc = rpcPath.slice(1);
+
+    if (!options.publicRpcs.has(call.rpc)) {
+      const key = presentedKey(request.headers);
+      const metered = handler !== undefined && !options.unmeteredRpcs.has(call.rpc);
+      const access = await options.gate.admit({ key, address: call.address, metered });
+      call.client = access.client;
+      call.refusal = access.refusal;
+      if (access.rate !== undefined) setRateHeaders(response, access.rate);
+      if (access.refusal?.kind === "unauthenticated")
+        response.setHeader("www-authenticate", "Bearer");
+    }
+
+    const runs = handler !== undefined && accepts(handler, request);
+    if (handler !== undefined && (runs || call.refusal === undefined)) {
+      const target = { method: request.method ?? "", path: rpcPath + url.slice(path.length) };
+      return runRpc(handler, call, request, response, target, options);
+    }
+    if (call.refusal !== undefined) {
+      const error = recordOutcome(call, call.refusal);
+      const status = error.code === Code.Unauthenticated ? 401 : 429;
+      const retryAfter = error.metadata.get("retry-after");
+      if (retryAfter !== null) response.setHeader("retry-after", retryAfter);
+      return sendError(request, response, status, call.outcome, error.rawMessage);
+    }
+    call.outcome = "unimplemented";
+    return sendError(request, response, 404, "unimplemented", "there is no such method");
+  }
+}
+
+function ignore() {}
+
+function startCall(request: NodeRequest, options: HttpHandlerOptions): Call {
+  const forwarded = request.headers["x-forwarded-for"];
+  const forwardedFor = Array.isArray(forwarded) ? forwarded.join(",") : forwarded;
+  return {
+    id: randomUUID(),
+    address: options.addressOf(request.socket?.remoteAddress ?? "", forwardedFor),
+    startedAt: monotonicClock(),
+    rpc: "unknown",
+    client: undefined,
+    refusal: undefined,
+    dispatched: false,
+    outcome: "ok",
+    cause: undefined,
+    answer: undefined,
+  };
+}
+
+/** Whether the handler will speak one of its protocols, so that a refusal can be told in that protocol. */
+function accepts(handler: UniversalHandler, request: NodeRequest): boolean {
+  if (request.method === "GET") return handler.allowedMethods.includes("GET");
+  return (
+    handler.allowedMethods.includes(request.method ?? "") &&
+    handler.supportedContentType(request.headers["content-type"] ?? "")
+  );
+}
+
+/** The field names of the IETF draft on RateLimit headers, version 03, which HTTP clients know. */
+function setRateHeaders(response: NodeResponse, rate: RateLimitDecision): void {
+  response.setHeader("ratelimit-limit", rate.limit);
+  response.setHeader("ratelimit-remaining", rate.remaining);
+  response.setHeader("ratelimit-reset", Math.ceil(rate.resetMs / 1000));
+}
+
+/** The error body of the Connect protocol, for requests that no protocol handler answers. gRPC clients read the status. */
+function sendError(
+  request: NodeRequest,
+  response: NodeResponse,
+  status: number,
+  code: string,
+  message: string,
+): void {
+  sendJson(request, response, status, { code, message });
+}

@@ -1,0 +1,191 @@
+import { readFileSync } from "node:fs";
+import { createServer as createHttp1Server, type ServerOptions } from "node:http";
+import {
+  createServer as createHttp2Server,
+  createSecureServer,
+  type ServerOptions as Http2Options,
+  type Http2Server,
+  type ServerHttp2Session,
+} from "node:http2";
+import {
+  type AddressInfo,
+  createServer as createNetServer,
+  type Server,
+  type Socket,
+} from "node:net";
+import { setTimeout } from "node:timers/promises";
+import type { NodeHandler } from "./node-http.ts";
+import { routeByPreface } from "./preface.ts";
+
+/** Bounds of connections, before any call. The figures of HTTP/2 are those that Envoy advises for an edge. */
+const limits = {
+  /** Connections at once; one more is closed. */
+  connections: 10_000,
+  /** Bytes of all header fields of a request. */
+  headerBytes: 16_384,
+  /** Milliseconds for the headers, and for headers and body together. */
+  headersMs: 10_000,
+  requestMs: 60_000,
+  checkIntervalMs: 1000,
+  /** Milliseconds that an HTTP/1.1 connection may idle: longer than nginx keeps its own (60 s), so that it closes first. */
+  keepAliveMs: 65_000,
+  http2Streams: 100,
+  http2SessionMemoryMb: 10,
+  /** Milliseconds without a frame after which an HTTP/2 connection is closed gracefully. */
+  http2IdleMs: 300_000,
+  /** Streams that a client may reset at once, and each second (CVE-2023-44487, rapid reset). */
+  http2ResetBurst: 100,
+  http2ResetsPerSecond: 20,
+} as const;
+
+const drainPollMs = 50;
+
+export interface Listener {
+  /** Where it listens: the port is the one given, or the free one that was taken for 0. */
+  readonly address: AddressInfo;
+  /** Takes no new connections. Resolves when the running calls are over and their connections closed. */
+  drain(): Promise<void>;
+  /** Cuts whatever is still open. Resolves when every socket is closed. */
+  close(): Promise<void>;
+}
+
+/**
+ * Listens on one port for HTTP/1.1 and HTTP/2: told apart by the connection preface in cleartext, by ALPN under TLS.
+ * Rejects when the address is taken or the certificate cannot be read.
+ */
+export async function listen(options: {
+  readonly host: string;
+  readonly port: number;
+  readonly tls: { readonly certFile: string; readonly keyFile: string } | undefined;
+  readonly handler: NodeHandler;
+}): Promise<Listener> {
+  const sockets = new Set<Socket>();
+  const sessions = new Set<ServerHttp2Session>();
+  const track = (socket: Socket) => {
+    sockets.add(socket);
+    socket.on("error", ignore).once("close", () => sockets.delete(socket));
+  };
+  const trackSession = (session: ServerHttp2Session) => {
+    sessions.add(session);
+    session.on("error", ignore).once("close", () => sessions.delete(session));
+    session.setTimeout(limits.http2IdleMs, () => session.close());
+  };
+
+  const { server, http1, undecided } =
+    options.tls === undefined
+      ? cleartext(options.handler, trackSession)
+      : encrypted(options.tls, options.handler, trackSession);
+  server.maxConnections = limits.connections;
+  server.on("connection", track);
+
+  await new Promise<void>((resolve, reject) => {
+    server.once("error", reject);
+    server.listen(options.port, options.host, () => resolve());
+  });
+  const address = server.address();
+  if (address === null || typeof address === "string") throw new Error("the listener has no port");
+
+  return {
+    address,
+    async drain() {
+      server.close();
+      for (const session of sessions) session.close();
+      undecided?.forEach((socket) => {
+        socket.destroy();
+      });
+      // A connection of HTTP/1.1 is idle, and can be closed, only after its answer: Node tells nobody when.
+      while (sockets.size > 0) {
+        http1.closeIdleConnections();
+        await setTimeout(drainPollMs);
+      }
+    },
+    async close() {
+      const closed = [...sockets].map(
+        (socket) => new Promise((resolve) => socket.once("close", resolve)),
+      );
+      for (const socket of sockets) socket.destroy();
+      await Promise.all(closed);
+      // Ends the interval that enforces the time limits of HTTP/1.1.
+      http1.close();
+      server.close();
+    },
+  };
+}
+
+const http1Options: ServerOptions = {
+  maxHeaderSize: limits.headerBytes,
+  headersTimeout: limits.headersMs,
+  requestTimeout: limits.requestMs,
+  connectionsCheckingInterval: limits.checkIntervalMs,
+  keepAliveTimeout: limits.keepAliveMs,
+};
+
+const http2Options: Http2Options = {
+  maxSessionMemory: limits.http2SessionMemoryMb,
+  streamResetBurst: limits.http2ResetBurst,
+  streamResetRate: limits.http2ResetsPerSecond,
+  settings: {
+    maxConcurrentStreams: limits.http2Streams,
+    maxHeaderListSize: limits.headerBytes,
+  },
+};
+
+interface Protocols {
+  /** The server that owns the port. */
+  readonly server: Server;
+  /** The server of HTTP/1.1 connections, to close idle ones. */
+  readonly http1: { readonly closeIdleConnections: () => void; readonly close: () => void };
+  /** Connections that have not yet said what they speak. */
+  readonly undecided?: ReadonlySet<Socket>;
+}
+
+function cleartext(
+  handler: NodeHandler,
+  onSession: (session: ServerHttp2Session) => void,
+): Protocols {
+  const http1 = createHttp1Server(http1Options, handler);
+  const http2: Http2Server = createHttp2Server(http2Options, handler);
+  http2.on("session", onSession);
+  const undecided = new Set<Socket>();
+  const server = createNetServer({ noDelay: true }, (socket) => {
+    undecided.add(socket);
+    routeByPreface(socket, {
+      http1: () => http1.emit("connection", socket),
+      http2: () => http2.emit("connection", socket),
+      done: () => undecided.delete(socket),
+    });
+  });
+  // A server that never listens enforces none of its time limits: their interval starts on this event.
+  http1.emit("listening");
+  return { server, http1, undecided };
+}
+
+function encrypted(
+  tls: { readonly certFile: string; readonly keyFile: string },
+  handler: NodeHandler,
+  onSession: (session: ServerHttp2Session) => void,
+): Protocols {
+  const server = createSecureServer(
+    {
+      ...http1Options,
+      ...http2Options,
+      allowHTTP1: true,
+      cert: readFileSync(tls.certFile),
+      key: readFileSync(tls.keyFile),
+      minVersion: "TLSv1.2",
+      handshakeTimeout: limits.headersMs,
+    },
+    handler,
+  );
+  server.on("session", onSession);
+  server.on("tlsClientError", ignore);
+  // With allowHTTP1 the server has this method; its types do not tell.
+  const closeIdleConnections = () => {
+    if ("closeIdleConnections" in server && typeof server.closeIdleConnections === "function") {
+      server.closeIdleConnections();
+    }
+  };
+  return { server, http1: { closeIdleConnections, close: () => server.close() } };
+}
+
+function ignore() {}

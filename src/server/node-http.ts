@@ -1,0 +1,81 @@
+import type { IncomingMessage, ServerResponse } from "node:http";
+import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
+
+/** HTTP/1.1 and HTTP/2 requests and responses: Node gives both nearly the same face. */
+export type NodeRequest = IncomingMessage | Http2ServerRequest;
+export type NodeResponse = ServerResponse | Http2ServerResponse;
+export type NodeHandler = (request: NodeRequest, response: NodeResponse) => void;
+
+export function authorityOf(request: NodeRequest): string | undefined {
+  return "authority" in request ? request.authority || request.headers.host : request.headers.host;
+}
+
+/** Ends a request's connection (HTTP/1.1) or stream (HTTP/2) now, whatever is still unsent. */
+export function cutOff(response: NodeResponse): void {
+  if ("stream" in response) response.stream?.destroy();
+  else response.socket?.destroy();
+}
+
+/** A reader that has not taken a byte for this long is gone or hostile. */
+export const stallMs = 30_000;
+
+/**
+ * Resolves when the response takes more bytes. Rejects when the connection is lost, or when its reader has taken nothing
+ * for `limitMs`: the connection is then cut, as nothing can be told to a reader that does not read.
+ */
+export function drained(response: NodeResponse, limitMs: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const finish = (settle: () => void) => {
+      clearTimeout(timer);
+      response.off("drain", onDrain);
+      response.off("close", onClose);
+      settle();
+    };
+    const onDrain = () => finish(resolve);
+    const onClose = () => finish(() => reject(new Error("the connection is lost")));
+    const onStall = () => {
+      finish(() => reject(new Error(`the reader took nothing for ${limitMs} ms`)));
+      cutOff(response);
+    };
+    const timer = setTimeout(onStall, limitMs);
+    response.once("drain", onDrain);
+    response.once("close", onClose);
+  });
+}
+
+/** Answers with a small JSON body. The unread rest of the request is refused together with its connection. */
+export function sendJson(
+  request: NodeRequest,
+  response: NodeResponse,
+  status: number,
+  body: unknown,
+): void {
+  const bytes = Buffer.from(`${JSON.stringify(body)}\n`);
+  response.statusCode = status;
+  response.setHeader("content-type", "application/json");
+  response.setHeader("content-length", bytes.length);
+  closeUnread(request, response);
+  if (request.method === "HEAD") response.end();
+  else response.end(bytes);
+}
+
+/** How long the sender of an HTTP/2 body that nobody reads gets to notice the answer. */
+const unreadMs = 1000;
+
+/**
+ * Makes an answer final although its request's body was not read: nobody has to take in what was refused. HTTP/1.1 closes
+ * the connection after the answer. HTTP/2 throws the body away, and closes the stream if it goes on after the answer and
+ * its trailers are out, which leaves the connection's other calls alone.
+ */
+export function closeUnread(request: NodeRequest, response: NodeResponse): void {
+  if (request.complete || request.method === "GET" || request.method === "HEAD") return;
+  if (!("stream" in response)) {
+    if (!response.headersSent) response.setHeader("connection", "close");
+    return;
+  }
+  const { stream } = response;
+  request.resume();
+  const timer = setTimeout(() => stream?.close(), unreadMs);
+  request.once("end", () => clearTimeout(timer));
+  request.once("close", () => clearTimeout(timer));
+}

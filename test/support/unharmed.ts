@@ -1,0 +1,46 @@
+import { expect } from "vitest";
+import { erpKey, extranetKey, type TestApp } from "./start-app.ts";
+
+/** A text that hostile requests carry as their prompt: it must not appear in any log. */
+export const canary = "canary-9e1f";
+
+export const chatPath = "/formdev.chat.v1.ChatService/Chat";
+export const streamPath = "/formdev.chat.v1.ChatService/StreamChat";
+export const chatBody = JSON.stringify({ messages: [{ role: "user", content: canary }] });
+
+const errorLevel = 50;
+
+/** What must hold after every hostile request: the next caller is served, and the log has neither errors nor secrets. */
+export async function expectUnharmed(app: TestApp): Promise<void> {
+  const response = await fetch(`${app.url}/v1/chat`, {
+    method: "POST",
+    headers: { "content-type": "application/json", "x-api-key": erpKey, connection: "close" },
+    body: chatBody,
+  });
+  expect(await response.json()).toMatchObject({ finishReason: "FINISH_REASON_STOP" });
+  expect(app.logs.filter(({ level }) => Number(level) >= errorLevel)).toEqual([]);
+  const log = JSON.stringify(app.logs);
+  for (const secret of [erpKey, extranetKey, canary]) expect(log).not.toContain(secret);
+}
+
+export interface MemoryWatch extends Disposable {
+  /** The most that this process's buffers have taken at once, in bytes beyond those at the start. */
+  readonly peakBufferBytes: number;
+}
+
+/** Watches the memory outside of the JavaScript heap: where message bodies and decompressed data are. */
+export function watchMemory(): MemoryWatch {
+  const start = process.memoryUsage().arrayBuffers;
+  let peakBufferBytes = 0;
+  const look = () => {
+    peakBufferBytes = Math.max(peakBufferBytes, process.memoryUsage().arrayBuffers - start);
+  };
+  const timer = setInterval(look, 2);
+  return {
+    get peakBufferBytes() {
+      look();
+      return peakBufferBytes;
+    },
+    [Symbol.dispose]: () => clearInterval(timer),
+  };
+}
