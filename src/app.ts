@@ -8,7 +8,7 @@ import { createChat } from "./chat/chat.ts";
 import { createChatHandler } from "./chat/chat-handler.ts";
 import { type Config, ConfigError } from "./config.ts";
 import { AppError } from "./errors.ts";
-import { createEvents } from "./events.ts";
+import { createEvents, type Events } from "./events.ts";
 import { createHealth, type HealthSource } from "./health/health.ts";
 import { createHealthPages } from "./health/health-handler.ts";
 import type { ModelFileReport } from "./inference/embedded/model-file.ts";
@@ -70,7 +70,7 @@ export async function createApp(config: Config, overrides: Overrides = {}): Prom
   }
   const registry = createKeyRegistry(keys, config.limits);
 
-  const engine = resources.use(overrides.engine ?? (await createEngine(config, overrides)));
+  const engine = resources.use(overrides.engine ?? (await createEngine(config, events, overrides)));
   const embedder = createEmbedder(config);
   if (embedder !== undefined) resources.use(embedder);
   const sources: HealthSource[] = [
@@ -180,7 +180,7 @@ function readKeyFile(path: string): ReturnType<typeof parseKeyFile> {
   }
 }
 
-async function createEngine(config: Config, overrides: Overrides): Promise<Engine> {
+async function createEngine(config: Config, events: Events, overrides: Overrides): Promise<Engine> {
   const { engine, timeouts } = config;
   if (engine.vllmUrl !== undefined) {
     return createVllmEngine({
@@ -192,6 +192,7 @@ async function createEngine(config: Config, overrides: Overrides): Promise<Engin
         firstByteMs: timeouts.firstTokenMs,
         betweenChunksMs: timeouts.betweenTokensMs,
       },
+      log: ({ error }) => events.modelListStale(error),
     });
   }
   // Whoever uses vLLM does not load the embedded engine, nor has it in the image.

@@ -39,8 +39,11 @@ export function createEvents(log: Logger) {
       );
     },
 
-    redis(state: string) {
-      log.warn({ state }, "rate limits: the state of redis changed");
+    modelListStale(error: unknown) {
+      log.warn(
+        { err: error },
+        "the engine's list of models could not be read again: the last one holds",
+      );
     },
 
     draining(limitMs: number) {

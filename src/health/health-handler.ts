@@ -11,6 +11,7 @@ import {
   type Health as GrpcHealthService,
   HealthCheckResponse_ServingStatus as GrpcStatus,
 } from "../../gen/grpc/health/v1/health_pb.ts";
+import { AppError } from "../errors.ts";
 import { delay } from "../lib/delay.ts";
 import type { Health, HealthReport, ServingStatus } from "./health.ts";
 
@@ -30,7 +31,7 @@ const watchMs = 1000;
 
 /**
  * `grpc.health.v1.Health` for tools that know it (grpc_health_probe, Kubernetes, Envoy). The empty service name means the
- * whole server; `services` are the names that mean the same. Watch ends with the call's deadline.
+ * whole server; `services` are the names that mean the same. Watch ends with the call's deadline, or when the service drains.
  */
 export function createGrpcHealthHandler(
   health: Health,
@@ -58,6 +59,8 @@ export function createGrpcHealthHandler(
         const now = isKnown(service) ? await status() : GrpcStatus.SERVICE_UNKNOWN;
         if (now !== told) yield { status: now };
         told = now;
+        // A watcher would hold the drain up until its deadline: it is told, and sent away.
+        if (health.isDraining) throw new AppError("unavailable", "the service is stopping");
         await delay(watchMs, signal);
       }
     },

@@ -21,6 +21,7 @@ export interface Health {
   report(): Promise<HealthReport>;
   /** From now on the state is not-serving, so that probes send no more calls here. */
   drain(): void;
+  readonly isDraining: boolean;
 }
 
 /** How old a report may be: a storm of probes costs each component one check in this time. */
@@ -65,6 +66,9 @@ export function createHealth(sources: readonly HealthSource[]): Health {
     },
     drain() {
       draining = true;
+    },
+    get isDraining() {
+      return draining;
     },
   };
 }

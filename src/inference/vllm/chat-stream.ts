@@ -205,8 +205,8 @@ const EVENT_STREAM = "text/event-stream";
 const NOTHING_MORE: PartResult = { done: true, value: undefined };
 
 /**
- * Characters that may wait for the consumer before the socket is not read on: more than any answer of a chat, so that
- * only a consumer that stands still is ever felt by the engine.
+ * Characters that may wait for the consumer before the socket is not read on. More than most answers have, so that only
+ * a consumer that stands still is felt by the engine; 200 of those hold 13 to 26 MB.
  */
 const UNREAD_MAX = 64 * 1024;
 

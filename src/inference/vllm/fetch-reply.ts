@@ -3,7 +3,7 @@ import type { AppError } from "../../errors.ts";
 import { corrupt, tooSlow } from "./errors.ts";
 import type { Exchange, Receiver, UpstreamRequest } from "./exchange.ts";
 import { parseJsonObject } from "./json.ts";
-import { checkHead, REFUSAL_MS_MAX, Refusal } from "./reply.ts";
+import { checkHead, Refusal } from "./reply.ts";
 import { StallTimer } from "./stall-timer.ts";
 import type { Upstream } from "./upstream.ts";
 
@@ -75,11 +75,10 @@ class Call implements Receiver {
   onHead(status: number, headers: IncomingHttpHeaders): void {
     if (status !== 200) {
       this.#refusal = new Refusal(status);
-      this.#timer.restart(REFUSAL_MS_MAX);
-      return;
+    } else if (this.#mediaType !== undefined) {
+      const error = checkHead(headers, this.#mediaType);
+      if (error !== undefined) this.onError(error);
     }
-    const error = this.#mediaType && checkHead(headers, this.#mediaType);
-    if (error) this.onError(error);
   }
 
   onData(chunk: Buffer): void {

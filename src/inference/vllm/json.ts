@@ -1,3 +1,4 @@
+import type { AppError } from "../../errors.ts";
 import { corrupt } from "./errors.ts";
 
 /** What the engine sent, as a JSON object; else throws AppError `corrupt`. */
@@ -13,8 +14,8 @@ export function parseJsonObject(text: string): Record<string, unknown> {
   return value;
 }
 
-/** For a field that is not what it must be. Says its name and type only: its content may be an answer. */
-export function unreadable(field: string, value: unknown): Error {
+/** AppError `corrupt` for a field that is not what it must be. Says its name and type only: its content may be an answer. */
+export function unreadable(field: string, value: unknown): AppError {
   return corrupt(UNREADABLE, `${field} is ${value === null ? "null" : typeof value}`);
 }
 

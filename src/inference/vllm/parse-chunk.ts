@@ -28,7 +28,7 @@ export function parseChunk(data: string, previousUsage: Usage, sink: ChunkSink):
 }
 
 /** Token counts as vLLM reports them; what a report leaves out stays as it was before. */
-export function parseUsage(value: unknown, previous: Usage): Usage {
+function parseUsage(value: unknown, previous: Usage): Usage {
   if (!isRecord(value)) throw unreadable("usage", value);
   const details = value.prompt_tokens_details;
   return {

@@ -1,0 +1,51 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { join } from "node:path";
+
+export interface Program extends AsyncDisposable {
+  readonly process: ChildProcess;
+  /** Everything that it has printed. */
+  readonly output: () => string;
+  /** Resolves with the first match of `pattern` in what it prints; rejects when it ends without. */
+  printed(pattern: RegExp): Promise<RegExpExecArray>;
+  /** Resolves with the exit code, or the name of the signal that ended it. */
+  readonly ended: Promise<number | string>;
+}
+
+/** `npm start` without npm: the program in a process of its own, with these variables and no others. */
+export function startProgram(env: Readonly<Record<string, string>>): Program {
+  const main = join(import.meta.dirname, "../../src/main.ts");
+  const { PATH = "" } = process.env;
+  const child = spawn(process.execPath, [main], { env: { PATH, API_PORT: "0", ...env } });
+  let output = "";
+  const waiting = new Set<() => void>();
+  const onOutput = (chunk: Buffer) => {
+    output += chunk.toString();
+    for (const look of waiting) look();
+  };
+  child.stdout.on("data", onOutput);
+  child.stderr.on("data", onOutput);
+  const ended = once(child, "close").then(([code, signal]) => code ?? signal);
+
+  return {
+    process: child,
+    output: () => output,
+    ended,
+    printed: (pattern) =>
+      new Promise((resolve, reject) => {
+        const look = () => {
+          const match = pattern.exec(output);
+          if (match === null) return;
+          waiting.delete(look);
+          resolve(match);
+        };
+        waiting.add(look);
+        look();
+        ended.then(() => reject(new Error(`it ended without ${pattern}:\n${output}`)), reject);
+      }),
+    async [Symbol.asyncDispose]() {
+      child.kill("SIGKILL");
+      await ended;
+    },
+  };
+}
