@@ -29,8 +29,7 @@ export type Message = Message$1<"formdev.chat.v1.Message"> & {
   role: string;
 
   /**
-   * The text, at most 524,288 bytes, without NUL. Empty only in an assistant message that made tool calls or in an
-   * answer that has none.
+   * The text, at most 524,288 bytes, without NUL. Empty only beside tool calls, and as a tool's result.
    *
    * @generated from field: string content = 2;
    */
