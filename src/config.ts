@@ -125,7 +125,9 @@ export const environment = z.object({
   MAX_TOKENS_DEFAULT: int(1, 131_072, 1024).describe(
     "Completion tokens when a request names no max_tokens.",
   ),
-  MAX_TOKENS: int(1, 131_072, 4096).describe("The most completion tokens a request may ask for."),
+  MAX_TOKENS: int(1, 131_072, 4096).describe(
+    "The most completion tokens of an answer; a request that asks for more gets these.",
+  ),
   MAX_BODY_BYTES: int(1024, 16_777_216, 1_048_576).describe(
     "The most bytes of one request message.",
   ),

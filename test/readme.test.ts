@@ -25,7 +25,7 @@ const runElsewhere = [
   /^API_KEY="the key that was printed"$/,
   /^VLLM_URL=\S+ npm start$/,
   /^cp infra\/\.env\.example infra\/\.env$/,
-  /^docker compose -f infra\/docker-compose\.yml --env-file infra\/\.env up -d --build$/,
+  /^docker compose -f infra\/docker-compose\.yml --env-file infra\/\.env (up -d --build|run --rm download)$/,
 ];
 
 let vllm: FakeVllm;

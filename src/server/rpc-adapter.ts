@@ -46,6 +46,8 @@ export async function runRpc(
       abort.abort(new ConnectError("the caller left", Code.Canceled));
     }
   });
+  const { methodKind } = handler.method;
+  const hasOneMessage = methodKind === "unary" || methodKind === "server_streaming";
   const headers = toHeaders(request);
   boundDeadline(headers, options.deadline);
   const universal: UniversalServerRequest = {
@@ -54,16 +56,17 @@ export async function runRpc(
     // Nothing behind needs the caller's authority, so that none reaches a parser.
     url: `http://localhost${target.path}`,
     header: headers,
-    body:
-      handler.method.methodKind === "unary" || handler.method.methodKind === "server_streaming"
-        ? wholeBody(request, options.bodyBytesMax + envelopeBytes)
-        : (request as AsyncIterable<Uint8Array>),
+    body: hasOneMessage ? wholeBody(request, options.bodyBytesMax + envelopeBytes) : request,
     signal: abort.signal,
     contextValues: createContextValues().set(callKey, call),
   };
   try {
     const answer = await answerOf(handler, call, universal);
-    await send(answer, request, response, abort.signal);
+    // A caller may go on sending only where the method reads what it sends.
+    const onHead = () => {
+      if (hasOneMessage || call.refusal !== undefined) closeUnread(request, response);
+    };
+    await send(answer, response, onHead, abort.signal);
   } catch (error) {
     // Connect turns what handlers throw into answers; what arrives here is a lost connection or a bug.
     if (!abort.signal.aborted) recordOutcome(call, error);
@@ -103,14 +106,14 @@ function isInternal(answer: UniversalServerResponse): boolean {
 
 async function send(
   answer: UniversalServerResponse,
-  request: NodeRequest,
   response: NodeResponse,
+  onHead: () => void,
   gone: AbortSignal,
 ): Promise<void> {
   const chunks = answer.body?.[Symbol.asyncIterator]();
   try {
     let chunk = await chunks?.next();
-    closeUnread(request, response);
+    onHead();
     answer.header?.forEach((value, name) => {
       response.setHeader(name, value);
     });
