@@ -1,12 +1,12 @@
 import { randomBytes } from "node:crypto";
-import { readFileSync } from "node:fs";
 import type { AddressInfo } from "node:net";
 import { setTimeout } from "node:timers/promises";
 import { type Logger, pino } from "pino";
 import { createAdmission } from "./admission/admission.ts";
 import { createChat } from "./chat/chat.ts";
 import { createChatHandler } from "./chat/chat-handler.ts";
-import { type Config, ConfigError } from "./config.ts";
+import type { Config } from "./config.ts";
+import { resolveConfig } from "./config-files.ts";
 import { AppError } from "./errors.ts";
 import { createEvents, type Events } from "./events.ts";
 import { createHealth, type HealthSource } from "./health/health.ts";
@@ -15,10 +15,8 @@ import type { ModelFileReport } from "./inference/embedded/model-file.ts";
 import type { Engine } from "./inference/engine.ts";
 import { createVllmEmbedder } from "./inference/vllm/embeddings.ts";
 import { createVllmEngine } from "./inference/vllm/vllm-engine.ts";
-import { type ClientKey, parseKeyFile } from "./keys/api-keys.ts";
 import { createGate } from "./keys/gate.ts";
-import { createKeyRegistry } from "./keys/key-registry.ts";
-import { Secret } from "./lib/secret.ts";
+import type { Secret } from "./lib/secret.ts";
 import { createFailedAttempts } from "./limits/failed-attempts.ts";
 import { createMemoryRateLimiter, type RateLimiter } from "./limits/rate-limit.ts";
 import type { Embedder } from "./model/embedder.ts";
@@ -64,11 +62,8 @@ export async function createApp(config: Config, overrides: Overrides = {}): Prom
   const logger = overrides.logger ?? pino({ level: config.logLevel, base: null });
   const events = createEvents(logger);
 
-  const { keys, generatedKey } = configuredKeys(config);
-  for (const { client, key } of keys) {
-    if (key instanceof Secret && key.reveal().length < 16) events.shortKey(client);
-  }
-  const registry = createKeyRegistry(keys, config.limits);
+  const { registry, shortKeys, generatedKey, tls } = resolveConfig(config);
+  for (const client of shortKeys) events.shortKey(client);
 
   const engine = resources.use(overrides.engine ?? (await createEngine(config, events, overrides)));
   const embedder = createEmbedder(config);
@@ -104,7 +99,9 @@ export async function createApp(config: Config, overrides: Overrides = {}): Prom
     shutdownSignal: shutdown.signal,
   });
   const listener = await listen({
-    ...config.server,
+    host: config.server.host,
+    port: config.server.port,
+    tls,
     handler: createHttpHandler({
       handlers,
       aliases: [{ method: "POST", path: "/v1/chat", rpc: "formdev.chat.v1.ChatService/Chat" }],
@@ -133,8 +130,10 @@ export async function createApp(config: Config, overrides: Overrides = {}): Prom
   });
 
   const scheme = config.server.tls === undefined ? "http" : "https";
-  const host = listener.address.family === "IPv6" ? "localhost" : config.server.host;
-  const url = `${scheme}://${host === "0.0.0.0" ? "localhost" : host}:${listener.address.port}`;
+  const { host } = config.server;
+  const isAny = host === "0.0.0.0" || host === "::";
+  const name = isAny ? "localhost" : host.includes(":") ? `[${host}]` : host;
+  const url = `${scheme}://${name}:${listener.address.port}`;
   events.listening(url, engine.kind);
 
   const owned = resources.move();
@@ -153,31 +152,6 @@ async function firstOf(done: Promise<void>, limitMs: number): Promise<void> {
     setTimeout(limitMs, undefined, { signal: limit.signal }).catch(() => undefined),
   ]);
   limit.abort();
-}
-
-function configuredKeys(config: Config): {
-  keys: readonly ClientKey[];
-  generatedKey: Secret | undefined;
-} {
-  const { inline, file } = config.keys;
-  if (file !== undefined) {
-    const { keys, problems } = readKeyFile(file);
-    if (problems.length > 0) {
-      throw new ConfigError(problems.map((problem) => `API_KEYS_FILE ${problem}`));
-    }
-    return { keys: [...inline, ...keys], generatedKey: undefined };
-  }
-  if (inline.length > 0) return { keys: inline, generatedKey: undefined };
-  const generatedKey = new Secret(`formdev_${randomBytes(24).toString("base64url")}`);
-  return { keys: [{ client: "local", key: generatedKey }], generatedKey };
-}
-
-function readKeyFile(path: string): ReturnType<typeof parseKeyFile> {
-  try {
-    return parseKeyFile(readFileSync(path, "utf8"));
-  } catch {
-    return { keys: [], problems: ["cannot be read"] };
-  }
 }
 
 async function createEngine(config: Config, events: Events, overrides: Overrides): Promise<Engine> {
@@ -245,7 +219,6 @@ async function createRateLimiter(
       client: redis.commands,
       fallback: memory,
       log: logger,
-      onModeChange: () => undefined,
     }),
   );
 }

@@ -50,6 +50,23 @@ describe("parseConfig", () => {
     }
   });
 
+  it.each(["0x10", " ", "1e3", "-1", "1.5", "Infinity", "99999999999999999999"])(
+    "takes %j for no number",
+    (text) => {
+      expect(problemsOf({ RATE_LIMIT_RPM: text })).toEqual([
+        expect.stringContaining("RATE_LIMIT_RPM must be"),
+      ]);
+      expect(problemsOf({ ENGINE_CONCURRENCY: text })).toHaveLength(1);
+    },
+  );
+
+  it.each(["http://user:pass@host", "http://host/?a=1", "http://host/#x", "host:8000"])(
+    "refuses VLLM_URL %s, of which parts would be ignored",
+    (text) => {
+      expect(problemsOf({ VLLM_URL: text })).toHaveLength(1);
+    },
+  );
+
   it("refuses to listen beyond this machine as long as there are no keys", () => {
     expect(problemsOf({ HOST: "0.0.0.0" })).toHaveLength(1);
     expect(problemsOf({ HOST: "0.0.0.0", API_KEYS: "erp:key-of-the-erp" })).toEqual([]);

@@ -74,18 +74,19 @@ export interface Config {
   readonly logLevel: string;
 }
 
-const int = (min: number, max: number, initial: number) =>
-  z.coerce
-    .number({ error: "must be a whole number" })
-    .int("must be a whole number")
-    .min(min, `must be at least ${min}`)
-    .max(max, `must be at most ${max}`)
-    .default(initial);
+const wholeNumber = (min: number, max: number) =>
+  z
+    .string()
+    .regex(/^\d{1,15}$/, "must be a whole number")
+    .transform(Number)
+    .pipe(z.number().min(min, `must be at least ${min}`).max(max, `must be at most ${max}`));
+
+const int = (min: number, max: number, initial: number) => wholeNumber(min, max).default(initial);
 
 const httpUrl = z
   .string()
-  .refine((text) => URL.canParse(text) && /^https?:$/.test(new URL(text).protocol), {
-    error: "must be an http:// or https:// address",
+  .refine(isPlainHttpUrl, {
+    error: "must be an http:// or https:// address without credentials, query and fragment",
   })
   .transform((text) => new URL(text));
 
@@ -145,11 +146,7 @@ export const environment = z.object({
   MODEL_PATH: z.string().optional().describe("GGUF file for the embedded engine."),
   MODEL_CACHE: z.string().optional().describe("Folder for downloaded models."),
   HF_ENDPOINT: httpUrl.optional().describe("Mirror of the model hub."),
-  ENGINE_CONCURRENCY: z.coerce
-    .number()
-    .int()
-    .min(1)
-    .max(4096)
+  ENGINE_CONCURRENCY: wholeNumber(1, 4096)
     .optional()
     .describe("Sequences that the engine runs for us at once: 64 on vLLM, 2 embedded."),
   QUEUE_LENGTH: int(0, 100_000, 256).describe("Calls that may wait for the engine."),
@@ -201,12 +198,13 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
   if ((given.TLS_CERT_FILE === undefined) !== (given.TLS_KEY_FILE === undefined)) {
     problems.push("TLS_CERT_FILE and TLS_KEY_FILE must be set together");
   }
+  const timeouts = parsed.data;
+  if (timeouts && timeouts.REQUEST_TIMEOUT_SECONDS > timeouts.REQUEST_TIMEOUT_MAX_SECONDS) {
+    problems.push("REQUEST_TIMEOUT_SECONDS must not exceed REQUEST_TIMEOUT_MAX_SECONDS");
+  }
   if (!parsed.success || problems.length > 0) throw new ConfigError(problems);
 
   const vars = parsed.data;
-  if (vars.REQUEST_TIMEOUT_SECONDS > vars.REQUEST_TIMEOUT_MAX_SECONDS) {
-    throw new ConfigError(["REQUEST_TIMEOUT_SECONDS must not exceed REQUEST_TIMEOUT_MAX_SECONDS"]);
-  }
   return deepFreeze({
     server: {
       host,
@@ -253,6 +251,12 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
 /** Whether listening on this address stays inside the machine. */
 export function isLoopback(host: string): boolean {
   return host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
+}
+
+function isPlainHttpUrl(text: string): boolean {
+  if (!URL.canParse(text)) return false;
+  const { protocol, username, password, search, hash } = new URL(text);
+  return /^https?:$/.test(protocol) && username + password + search + hash === "";
 }
 
 function isNetwork(text: string): boolean {

@@ -47,11 +47,13 @@ const keyFile = z.strictObject({
     .array(
       z.strictObject({
         id: z.string().regex(clientPattern, clientRule),
-        keys: z.array(
-          z
-            .string()
-            .refine((key) => /^sha256:[0-9a-f]{64}$/.test(key) || keyPattern.test(key), keyRule),
-        ),
+        keys: z
+          .array(
+            z
+              .string()
+              .refine((key) => /^sha256:[0-9a-f]{64}$/.test(key) || keyPattern.test(key), keyRule),
+          )
+          .min(1, "must have at least one key"),
         rpm: z.int().min(1).max(1_000_000).optional(),
         max_tokens: z.int().min(1).max(131_072).optional(),
       }),

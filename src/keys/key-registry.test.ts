@@ -79,6 +79,7 @@ describe("API_KEYS_FILE", () => {
     ["not json"],
     ["{}"],
     ['{"clients": []}'],
+    ['{"clients": [{"id": "erp", "keys": []}]}'],
     ['{"clients": [{"id": "erp"}]}'],
     ['{"clients": [{"id": "erp", "keys": ["sha256:abc"]}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "role": "admin"}]}'],

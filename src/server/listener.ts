@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import { createServer as createHttp1Server, type ServerOptions } from "node:http";
 import {
   createServer as createHttp2Server,
@@ -40,6 +39,12 @@ const limits = {
 
 const drainPollMs = 50;
 
+/** A certificate chain and its key, PEM. */
+export interface TlsFiles {
+  readonly cert: Buffer;
+  readonly key: Buffer;
+}
+
 export interface Listener {
   /** Where it listens: the port is the one given, or the free one that was taken for 0. */
   readonly address: AddressInfo;
@@ -51,12 +56,12 @@ export interface Listener {
 
 /**
  * Listens on one port for HTTP/1.1 and HTTP/2: told apart by the connection preface in cleartext, by ALPN under TLS.
- * Rejects when the address is taken or the certificate cannot be read.
+ * Rejects when the address is taken.
  */
 export async function listen(options: {
   readonly host: string;
   readonly port: number;
-  readonly tls: { readonly certFile: string; readonly keyFile: string } | undefined;
+  readonly tls: TlsFiles | undefined;
   readonly handler: NodeHandler;
 }): Promise<Listener> {
   const sockets = new Set<Socket>();
@@ -161,7 +166,7 @@ function cleartext(
 }
 
 function encrypted(
-  tls: { readonly certFile: string; readonly keyFile: string },
+  tls: TlsFiles,
   handler: NodeHandler,
   onSession: (session: ServerHttp2Session) => void,
 ): Protocols {
@@ -170,8 +175,7 @@ function encrypted(
       ...http1Options,
       ...http2Options,
       allowHTTP1: true,
-      cert: readFileSync(tls.certFile),
-      key: readFileSync(tls.keyFile),
+      ...tls,
       minVersion: "TLSv1.2",
       handshakeTimeout: limits.headersMs,
     },

@@ -52,6 +52,22 @@ describe("the start", () => {
     expect(program.output()).not.toContain("canary");
   });
 
+  it("says at once what is wrong with the files and addresses it is given, before it downloads anything", async () => {
+    await using program = start({
+      VLLM_URL: "",
+      API_KEYS: "a:the-same-key,b:the-same-key",
+      API_KEYS_FILE: "/does/not/exist",
+      TLS_CERT_FILE: import.meta.filename,
+      TLS_KEY_FILE: import.meta.filename,
+      REDIS_URL: "redis://",
+    });
+    expect(await program.ended).toBe(1);
+    for (const name of ["API_KEYS ", "API_KEYS_FILE", "TLS_CERT_FILE", "REDIS_URL"]) {
+      expect(program.output()).toContain(`  - ${name}`);
+    }
+    expect(program.output()).not.toMatch(/the-same-key|\n {4}at |Downloading/);
+  });
+
   it("names the three ways out when there is neither an engine nor a model to be had", async () => {
     const cache = await mkdtemp(join(tmpdir(), "formdev-cache-"));
     await using program = start({
