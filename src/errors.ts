@@ -6,7 +6,6 @@ export type ErrorKind =
   /** The request can never succeed as it is: the message says what to change. */
   | "invalid"
   | "unauthenticated"
-  | "forbidden"
   | "not-found"
   /** A limit of the caller or of the service is reached: `retryAfterMs` says when to come back. */
   | "exhausted"

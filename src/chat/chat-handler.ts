@@ -173,7 +173,7 @@ function parseEffort(effort: string): ReasoningEffort | undefined {
 async function collect(parts: AsyncIterable<ChatPart>) {
   const text: string[] = [];
   const reasoning: string[] = [];
-  const toolCalls: { id: string; name: string; arguments: string }[] = [];
+  const toolCalls = new Map<number, { id: string; name: string; arguments: string }>();
   for await (const each of parts) {
     if (each.type === "text-delta") text.push(each.text);
     else if (each.type === "reasoning-delta") reasoning.push(each.text);
@@ -182,7 +182,7 @@ async function collect(parts: AsyncIterable<ChatPart>) {
       return {
         content: text.join(""),
         reasoning: reasoning.join(""),
-        toolCalls: toolCalls satisfies ToolCall[],
+        toolCalls: [...toolCalls.values()] satisfies ToolCall[],
         finishReason: each.finishReason,
       };
     }
@@ -191,19 +191,13 @@ async function collect(parts: AsyncIterable<ChatPart>) {
 }
 
 function appendToolCall(
-  toolCalls: { id: string; name: string; arguments: string }[],
+  toolCalls: Map<number, { id: string; name: string; arguments: string }>,
   delta: ToolCallDelta,
 ) {
-  const known = toolCalls[delta.index];
-  if (known === undefined) {
-    toolCalls[delta.index] = {
-      id: delta.id ?? "",
-      name: delta.name ?? "",
-      arguments: delta.arguments,
-    };
-  } else {
-    known.arguments += delta.arguments;
-  }
+  const { index, id = "", name = "", arguments: text } = delta;
+  const known = toolCalls.get(index);
+  if (known === undefined) toolCalls.set(index, { id, name, arguments: text });
+  else known.arguments += text;
 }
 
 function toStreamPart(each: ChatPart, usage: Usage) {

@@ -48,6 +48,8 @@ describe("checkJsonSchema", () => {
     ["a negative count", { type: "array", maxItems: -1 }],
     ["a bound that is no number", { minimum: "1" }],
     ["required names that are no strings", { required: [1] }],
+    ["a bound that is not finite", { minimum: Number.NaN }],
+    ["a value that is not finite", { enum: [Number.POSITIVE_INFINITY] }],
     ["an empty enum", { enum: [] }],
     ["nine levels", nested(9)],
     ["201 schemas", { anyOf: Array.from({ length: 200 }, (): JsonValue => ({ type: "null" })) }],

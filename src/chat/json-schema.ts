@@ -44,7 +44,14 @@ const annotation = new Set([
  */
 export function checkJsonSchema(schema: JsonObject, where: string): void {
   if (Object.keys(schema).length === 0) throw invalid(where, "must not be empty");
-  if (Buffer.byteLength(JSON.stringify(schema)) > bytesMax) {
+  const text = JSON.stringify(schema, (_name, value: unknown) => {
+    // JSON has no such numbers, protobuf has: they would reach the engine as null.
+    if (typeof value === "number" && !Number.isFinite(value)) {
+      throw invalid(where, "has a number that is not finite");
+    }
+    return value;
+  });
+  if (Buffer.byteLength(text) > bytesMax) {
     throw invalid(where, `must not exceed ${bytesMax} bytes as JSON`);
   }
   checkSchema(schema, where, { schemas: 0 }, 1);

@@ -20,7 +20,7 @@ export interface RedisRateLimiterOptions {
   readonly fallback: RateLimiter;
   readonly log: Pick<Logger, "info" | "warn">;
   /** Called once per change, after it: the place for a metric. */
-  readonly onModeChange: (mode: RateLimitMode) => void;
+  readonly onModeChange?: (mode: RateLimitMode) => void;
 }
 
 /** Milliseconds between two attempts to leave degraded mode, of which requests notice nothing. */
@@ -62,7 +62,7 @@ export function createRedisRateLimiter(options: RedisRateLimiterOptions): RedisR
     mode = "degraded";
     log.warn({ reason: toReason(error) }, "rate limits are kept by each process on its own");
     scheduleProbe();
-    onModeChange(mode);
+    onModeChange?.(mode);
   };
 
   const recover = () => {
@@ -70,7 +70,7 @@ export function createRedisRateLimiter(options: RedisRateLimiterOptions): RedisR
     mode = "shared";
     fallbackAgreesUntil = monotonicClock() + windowMs;
     log.info("rate limits are shared through redis again");
-    onModeChange(mode);
+    onModeChange?.(mode);
   };
 
   const scheduleProbe = () => {

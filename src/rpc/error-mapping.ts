@@ -9,7 +9,6 @@ import { type Call, callOf } from "./call.ts";
 const codes: Readonly<Record<ErrorKind, Code>> = {
   invalid: Code.InvalidArgument,
   unauthenticated: Code.Unauthenticated,
-  forbidden: Code.PermissionDenied,
   "not-found": Code.NotFound,
   exhausted: Code.ResourceExhausted,
   unavailable: Code.Unavailable,
@@ -59,13 +58,29 @@ export const mapErrors: Interceptor = (next) => async (request) => {
   const call = callOf({ values: request.contextValues });
   call.dispatched = true;
   try {
-    const response = await next(request);
+    const response = await next(
+      request.stream ? { ...request, message: mapDecoding(request.message) } : request,
+    );
     if (!response.stream) return response;
     return { ...response, message: mapStream(response.message, call) };
   } catch (error) {
     throw recordOutcome(call, error);
   }
 };
+
+/** What a request that cannot be decoded is answered with. */
+export function malformed(): AppError {
+  return new AppError("invalid", "the request is not a valid message of this method");
+}
+
+/** Connect calls a malformed protobuf message `internal`: it is the caller's mistake, and must not look like ours. */
+async function* mapDecoding<T>(messages: AsyncIterable<T>): AsyncIterable<T> {
+  try {
+    yield* messages;
+  } catch (error) {
+    throw error instanceof ConnectError && error.code === Code.Internal ? malformed() : error;
+  }
+}
 
 async function* mapStream<T>(messages: AsyncIterable<T>, call: Call): AsyncIterable<T> {
   try {

@@ -1,9 +1,10 @@
+import { create } from "@bufbuild/protobuf";
 import { createValidator } from "@bufbuild/protovalidate";
 import { createConnectRouter, type ServiceImpl } from "@connectrpc/connect";
 import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import { compressionGzip } from "@connectrpc/connect-node";
 import { createValidateInterceptor } from "@connectrpc/validate";
-import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
+import { ChatRequestSchema, ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { HealthService } from "../../gen/formdev/health/v1/health_service_pb.ts";
 import { ModelService } from "../../gen/formdev/model/v1/model_service_pb.ts";
 import { Health as GrpcHealthService } from "../../gen/grpc/health/v1/health_pb.ts";
@@ -45,6 +46,9 @@ export function createRoutes(options: {
   /** Aborts, with the error that callers see, when the drain's time is over. */
   readonly shutdownSignal: AbortSignal;
 }): readonly UniversalHandler[] {
+  const validator = createValidator();
+  // Compiles the rules now, which takes 0.1 s, and not while the first caller waits.
+  validator.validate(ChatRequestSchema, create(ChatRequestSchema));
   const router = createConnectRouter({
     readMaxBytes: options.readMaxBytes,
     maxTimeoutMs: options.maxTimeoutMs,
@@ -59,7 +63,7 @@ export function createRoutes(options: {
       const { refusal } = callOf(context);
       if (refusal !== undefined) throw toConnectError(refusal);
     },
-    interceptors: [mapErrors, createValidateInterceptor({ validator: createValidator() })],
+    interceptors: [mapErrors, createValidateInterceptor({ validator })],
   });
   router.service(ChatService, options.chat);
   router.service(ModelService, options.model);

@@ -21,8 +21,15 @@ export function createClientAddress(
 
   return (socketAddress, forwardedFor) => {
     if (forwardedFor === undefined || !isTrusted(socketAddress)) return socketAddress;
-    const hops = forwardedFor.split(",").map((hop) => hop.trim());
-    const caller = hops.findLast((hop) => isIP(hop) !== 0 && !isTrusted(hop));
-    return caller ?? socketAddress;
+    // What is no address is nobody's word: the search ends there, since all that is left of it could be made up.
+    const hops = forwardedFor.split(",").map(withoutPort);
+    const nearest = hops.findLast((hop) => !isTrusted(hop));
+    return nearest !== undefined && isIP(nearest) !== 0 ? nearest : socketAddress;
   };
+}
+
+/** Some proxies write `192.0.2.1:5678` and `[2001:db8::1]:5678`. */
+function withoutPort(hop: string): string {
+  const text = hop.trim();
+  return /^\[(.+)\](?::\d+)?$/.exec(text)?.[1] ?? /^([\d.]+):\d+$/.exec(text)?.[1] ?? text;
 }

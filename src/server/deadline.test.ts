@@ -3,6 +3,11 @@ import { boundDeadline } from "./deadline.ts";
 
 const limits = { defaultMs: 300_000, maxMs: 600_000 };
 
+it("is found in whatever case the content type is written", () => {
+  const headers = bounded({ "content-type": "Application/gRPC", "grpc-timeout": "99999999H" });
+  expect(headers["grpc-timeout"]).toBe("600000m");
+});
+
 function bounded(headers: Record<string, string>): Record<string, string> {
   const given = new Headers(headers);
   boundDeadline(given, limits);

@@ -15,24 +15,24 @@ const grpcUnitMs: Readonly<Record<string, number>> = {
  * Gives every call a deadline: the caller's, lowered to `maxMs`, or `defaultMs` where it names none. Without this a call
  * could wait for ever, and a large value would overflow Node's timers (2^31 - 1 ms) and end the call at once.
  *
- * A malformed value stays as it is: Connect refuses it with the right status for its protocol.
+ * A malformed value stays as it is: Connect refuses it with the right status for its protocol. Returns the milliseconds
+ * that the call has.
  */
 export function boundDeadline(
   headers: Headers,
   { defaultMs, maxMs }: { readonly defaultMs: number; readonly maxMs: number },
-): void {
-  if (headers.get("content-type")?.startsWith("application/grpc")) {
+): number {
+  if (/^application\/grpc/i.test(headers.get("content-type") ?? "")) {
     const given = headers.get(grpcHeader);
-    const [, digits, unit] = /^(\d{1,8})([HMSmun])$/.exec(given ?? "") ?? [];
+    const [, digits, unit = ""] = /^(\d{1,8})([HMSmun])$/.exec(given ?? "") ?? [];
+    const givenMs = Number(digits) * (grpcUnitMs[unit] ?? 0);
     if (given === null) headers.set(grpcHeader, `${defaultMs}m`);
-    else if (digits !== undefined && Number(digits) * (grpcUnitMs[unit ?? ""] ?? 0) > maxMs) {
-      headers.set(grpcHeader, `${maxMs}m`);
-    }
-  } else {
-    const given = headers.get(connectHeader);
-    if (given === null) headers.set(connectHeader, String(defaultMs));
-    else if (/^\d{1,10}$/.test(given) && Number(given) > maxMs) {
-      headers.set(connectHeader, String(maxMs));
-    }
+    else if (givenMs > maxMs) headers.set(grpcHeader, `${maxMs}m`);
+    return Math.min(digits === undefined ? defaultMs : givenMs, maxMs);
   }
+  const given = headers.get(connectHeader);
+  const givenMs = /^\d{1,10}$/.test(given ?? "") ? Number(given) : undefined;
+  if (given === null) headers.set(connectHeader, String(defaultMs));
+  else if (givenMs !== undefined && givenMs > maxMs) headers.set(connectHeader, String(maxMs));
+  return Math.min(givenMs ?? defaultMs, maxMs);
 }

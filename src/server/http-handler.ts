@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
-import { Code } from "@connectrpc/connect";
 import type { UniversalHandler } from "@connectrpc/connect/protocol";
+import { codeToHttpStatus } from "@connectrpc/connect/protocol-connect";
+import { AppError } from "../errors.ts";
 import type { Gate } from "../keys/gate.ts";
 import { monotonicClock } from "../lib/clock.ts";
 import type { RateLimitDecision } from "../limits/rate-limit.ts";
@@ -13,6 +14,7 @@ import {
   type NodeRequest,
   type NodeResponse,
   sendJson,
+  whenClosed,
 } from "./node-http.ts";
 import { checkRequestHead, presentedKey } from "./request-guard.ts";
 import { type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
@@ -64,8 +66,14 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     if ("stream" in request) request.stream.on("error", ignore);
 
     const call = startCall(request, options);
-    const closed = new Promise((resolve) => response.once("close", resolve));
-    void handle(call, request, response)
+    const caller = new AbortController();
+    const closed = whenClosed(response).then(() => {
+      // Node calls every closed HTTP/2 response finished; ours is when we have ended it.
+      if (response.writableEnded) return;
+      if (call.outcome === "ok") call.outcome = "canceled";
+      caller.abort(new AppError("canceled", "the caller left"));
+    });
+    void handle(call, request, response, caller.signal)
       .catch((error) => {
         recordOutcome(call, error);
         if (response.headersSent) cutOff(response);
@@ -76,7 +84,12 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
       .then(() => options.onCallEnd(call, monotonicClock() - call.startedAt));
   };
 
-  async function handle(call: Call, request: NodeRequest, response: NodeResponse): Promise<void> {
+  async function handle(
+    call: Call,
+    request: NodeRequest,
+    response: NodeResponse,
+    caller: AbortSignal,
+  ): Promise<void> {
     response.setHeader("x-request-id", call.id);
     if (options.isDraining() && !("stream" in request)) response.setHeader("connection", "close");
 
@@ -104,9 +117,10 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     const handler = rpcs.get(rpcPath);
     if (handler !== undefined) call.rpc = rpcPath.slice(1);
 
+    const runs = handler !== undefined && accepts(handler, request);
     if (!options.publicRpcs.has(call.rpc)) {
       const key = presentedKey(request.headers);
-      const metered = handler !== undefined && !options.unmeteredRpcs.has(call.rpc);
+      const metered = runs && !options.unmeteredRpcs.has(call.rpc);
       const access = await options.gate.admit({ key, address: call.address, metered });
       call.client = access.client;
       call.refusal = access.refusal;
@@ -115,17 +129,27 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
         response.setHeader("www-authenticate", "Bearer");
     }
 
-    const runs = handler !== undefined && accepts(handler, request);
-    if (handler !== undefined && (runs || call.refusal === undefined)) {
+    // A connection of HTTP/1.1 that is kept alive can bring another call during a drain.
+    if (options.isDraining()) call.refusal ??= stopping();
+
+    if (runs) {
       const target = { method: request.method ?? "", path: rpcPath + url.slice(path.length) };
-      return runRpc(handler, call, request, response, target, options);
+      return runRpc(handler, call, { request, response, target, caller }, options);
     }
     if (call.refusal !== undefined) {
       const error = recordOutcome(call, call.refusal);
-      const status = error.code === Code.Unauthenticated ? 401 : 429;
       const retryAfter = error.metadata.get("retry-after");
       if (retryAfter !== null) response.setHeader("retry-after", retryAfter);
+      const status = codeToHttpStatus(error.code);
       return sendError(request, response, status, call.outcome, error.rawMessage);
+    }
+    if (handler !== undefined) {
+      const isMethod = handler.allowedMethods.includes(request.method ?? "");
+      call.outcome = isMethod ? "http_415" : "http_405";
+      response.setHeader("allow", handler.allowedMethods.join(", "));
+      const message =
+        "send POST with Content-Type: application/json, or another type of the protocols served";
+      return sendError(request, response, isMethod ? 415 : 405, "invalid_argument", message);
     }
     call.outcome = "unimplemented";
     return sendError(request, response, 404, "unimplemented", "there is no such method");
@@ -133,6 +157,10 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
 }
 
 function ignore() {}
+
+function stopping(): AppError {
+  return new AppError("unavailable", "the service is stopping: try again", { retryAfterMs: 1000 });
+}
 
 function startCall(request: NodeRequest, options: HttpHandlerOptions): Call {
   const forwarded = request.headers["x-forwarded-for"];

@@ -1,5 +1,6 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
+import { AppError } from "../errors.ts";
 
 /** HTTP/1.1 and HTTP/2 requests and responses: Node gives both nearly the same face. */
 export type NodeRequest = IncomingMessage | Http2ServerRequest;
@@ -8,6 +9,18 @@ export type NodeHandler = (request: NodeRequest, response: NodeResponse) => void
 
 export function authorityOf(request: NodeRequest): string | undefined {
   return "authority" in request ? request.authority || request.headers.host : request.headers.host;
+}
+
+/** Resolves when the response is sent or its connection is gone, also when that was before the question. */
+export function whenClosed(response: NodeResponse): Promise<void> {
+  return new Promise((resolve) => {
+    if (isGone(response)) resolve();
+    else response.once("close", () => resolve());
+  });
+}
+
+function isGone(response: NodeResponse): boolean {
+  return "stream" in response ? response.stream?.destroyed !== false : response.destroyed;
 }
 
 /** Ends a request's connection (HTTP/1.1) or stream (HTTP/2) now, whatever is still unsent. */
@@ -24,6 +37,7 @@ export const stallMs = 30_000;
  * for `limitMs`: the connection is then cut, as nothing can be told to a reader that does not read.
  */
 export function drained(response: NodeResponse, limitMs: number): Promise<void> {
+  if (isGone(response)) return Promise.reject(new AppError("canceled", "the caller left"));
   return new Promise((resolve, reject) => {
     const finish = (settle: () => void) => {
       clearTimeout(timer);
@@ -32,9 +46,9 @@ export function drained(response: NodeResponse, limitMs: number): Promise<void> 
       settle();
     };
     const onDrain = () => finish(resolve);
-    const onClose = () => finish(() => reject(new Error("the connection is lost")));
+    const onClose = () => finish(() => reject(new AppError("canceled", "the caller left")));
     const onStall = () => {
-      finish(() => reject(new Error(`the reader took nothing for ${limitMs} ms`)));
+      finish(() => reject(new AppError("canceled", `the reader took nothing for ${limitMs} ms`)));
       cutOff(response);
     };
     const timer = setTimeout(onStall, limitMs);
@@ -68,9 +82,11 @@ const unreadMs = 1000;
  * its trailers are out, which leaves the connection's other calls alone.
  */
 export function closeUnread(request: NodeRequest, response: NodeResponse): void {
-  if (request.complete || request.method === "GET" || request.method === "HEAD") return;
+  if (isGone(response) || request.complete) return;
   if (!("stream" in response)) {
-    if (!response.headersSent) response.setHeader("connection", "close");
+    const { "content-length": length = "0", "transfer-encoding": encoding } = request.headers;
+    const hasBody = length !== "0" || encoding !== undefined;
+    if (hasBody && !response.headersSent) response.setHeader("connection", "close");
     return;
   }
   const { stream } = response;

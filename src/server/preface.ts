@@ -8,7 +8,8 @@ const silenceMs = 10_000;
 
 /**
  * Reads a new connection until it is clear whether it speaks HTTP/2, also when its first bytes arrive one by one, puts
- * back what was read, and hands it on; `done` is called then, or when the connection is lost before. A connection that stays silent is destroyed after ten seconds.
+ * back what was read, and hands it on; `done` is called then, or when the connection is lost before. A connection that stays
+ * silent is destroyed after ten seconds.
  */
 export function routeByPreface(
   socket: Socket,

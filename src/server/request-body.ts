@@ -1,31 +1,40 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import type { NodeRequest } from "./node-http.ts";
 
-/** A body that has not arrived in this time is a slow-loris attack or a broken network. */
-const bodyMs = 30_000;
+/** A body that has not arrived in this time is a slow-loris attack or a broken network, whatever the call's deadline. */
+const bodyMsMax = 30_000;
 
 /**
  * The body of a call that has one request message, as one chunk, read when it is first asked for. Reading it whole keeps
  * the cost of many tiny chunks linear, which Connect's own envelope decoder does not.
  *
- * Throws ConnectError `resource_exhausted` past `bytesMax`, `deadline_exceeded` when the body takes too long and
- * `canceled` when its sender goes away.
+ * Throws ConnectError `resource_exhausted` past `limits.bytes`, `deadline_exceeded` when the body takes longer than
+ * `limits.ms` or half a minute, and `canceled` when its sender goes away.
  */
 export async function* wholeBody(
   request: NodeRequest,
-  bytesMax: number,
+  limits: BodyLimits,
 ): AsyncIterable<Uint8Array> {
-  const body = await readAll(request, bytesMax);
+  const body = await readAll(request, limits);
   if (body.length > 0) yield body;
 }
 
-function readAll(request: NodeRequest, bytesMax: number): Promise<Uint8Array> {
+interface BodyLimits {
+  readonly bytes: number;
+  readonly ms: number;
+  /** Aborts when the caller goes away: a request that is gone already says so to nobody. */
+  readonly caller: AbortSignal;
+}
+
+async function readAll(request: NodeRequest, limits: BodyLimits): Promise<Uint8Array> {
+  limits.caller.throwIfAborted();
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
     let bytes = 0;
     const finish = (error?: ConnectError) => {
       clearTimeout(timer);
-      request.off("data", onData).off("end", onEnd).off("close", onClose).off("error", onClose);
+      limits.caller.removeEventListener("abort", onClose);
+      request.off("data", onData).off("end", onEnd);
       request.pause();
       const [only] = chunks;
       if (error !== undefined) reject(error);
@@ -34,9 +43,12 @@ function readAll(request: NodeRequest, bytesMax: number): Promise<Uint8Array> {
     const onData = (chunk: Buffer) => {
       chunks.push(chunk);
       bytes += chunk.length;
-      if (bytes > bytesMax) {
+      if (bytes > limits.bytes) {
         finish(
-          new ConnectError(`the message must not exceed ${bytesMax} bytes`, Code.ResourceExhausted),
+          new ConnectError(
+            `the message must not exceed ${limits.bytes} bytes`,
+            Code.ResourceExhausted,
+          ),
         );
       }
     };
@@ -44,7 +56,8 @@ function readAll(request: NodeRequest, bytesMax: number): Promise<Uint8Array> {
     const onClose = () => finish(new ConnectError("the caller left", Code.Canceled));
     const onTimeout = () =>
       finish(new ConnectError("the request's body took too long to arrive", Code.DeadlineExceeded));
-    const timer = setTimeout(onTimeout, bodyMs);
-    request.on("data", onData).on("end", onEnd).on("close", onClose).on("error", onClose);
+    const timer = setTimeout(onTimeout, Math.min(limits.ms, bodyMsMax));
+    limits.caller.addEventListener("abort", onClose, { once: true });
+    request.on("data", onData).on("end", onEnd);
   });
 }

@@ -1,12 +1,13 @@
-import { Code, ConnectError, createContextValues } from "@connectrpc/connect";
-import type {
-  UniversalHandler,
-  UniversalServerRequest,
-  UniversalServerResponse,
+import { Code, createContextValues } from "@connectrpc/connect";
+import {
+  createAsyncIterable,
+  type UniversalHandler,
+  type UniversalServerRequest,
+  type UniversalServerResponse,
 } from "@connectrpc/connect/protocol";
-import { AppError } from "../errors.ts";
+import { codeToString } from "@connectrpc/connect/protocol-connect";
 import { type Call, callKey } from "../rpc/call.ts";
-import { recordOutcome } from "../rpc/error-mapping.ts";
+import { malformed, recordOutcome } from "../rpc/error-mapping.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
   closeUnread,
@@ -23,41 +24,40 @@ export interface RpcAdapterOptions {
   readonly deadline: { readonly defaultMs: number; readonly maxMs: number };
 }
 
+/** One request and its answer, and the method they are for. */
+export interface HttpExchange {
+  readonly request: NodeRequest;
+  readonly response: NodeResponse;
+  readonly target: { readonly method: string; readonly path: string };
+  /** Aborts when the caller goes away. */
+  readonly caller: AbortSignal;
+}
+
 /**
  * Runs one call on Connect's protocol-independent handler: the part of connect-node's adapter that we need, without its
  * holes (a hostile Host header cannot end the process, nothing is printed, a stalled reader is cut).
  *
- * The call's signal aborts when its connection goes away, so that everything behind stops at once. Resolves when the
- * answer is sent or the connection is gone; never rejects.
+ * Everything behind stops at once when the caller goes away. Resolves when the answer is sent or the caller is gone.
  */
 export async function runRpc(
   handler: UniversalHandler,
   call: Call,
-  request: NodeRequest,
-  response: NodeResponse,
-  target: { readonly method: string; readonly path: string },
+  { request, response, target, caller }: HttpExchange,
   options: RpcAdapterOptions,
 ): Promise<void> {
-  const abort = new AbortController();
-  response.once("close", () => {
-    // Node calls every closed HTTP/2 response finished; ours is when we have ended it.
-    if (!response.writableEnded) {
-      if (call.outcome === "ok") call.outcome = "canceled";
-      abort.abort(new ConnectError("the caller left", Code.Canceled));
-    }
-  });
   const { methodKind } = handler.method;
   const hasOneMessage = methodKind === "unary" || methodKind === "server_streaming";
   const headers = toHeaders(request);
-  boundDeadline(headers, options.deadline);
+  const deadlineMs = boundDeadline(headers, options.deadline);
+  const bodyLimits = { bytes: options.bodyBytesMax + envelopeBytes, ms: deadlineMs, caller };
   const universal: UniversalServerRequest = {
     httpVersion: request.httpVersion,
     method: target.method,
     // Nothing behind needs the caller's authority, so that none reaches a parser.
     url: `http://localhost${target.path}`,
     header: headers,
-    body: hasOneMessage ? wholeBody(request, options.bodyBytesMax + envelopeBytes) : request,
-    signal: abort.signal,
+    body: hasOneMessage ? wholeBody(request, bodyLimits) : request,
+    signal: caller,
     contextValues: createContextValues().set(callKey, call),
   };
   try {
@@ -66,10 +66,10 @@ export async function runRpc(
     const onHead = () => {
       if (hasOneMessage || call.refusal !== undefined) closeUnread(request, response);
     };
-    await send(answer, response, onHead, abort.signal);
+    await send(answer, response, onHead, caller);
   } catch (error) {
     // Connect turns what handlers throw into answers; what arrives here is a lost connection or a bug.
-    if (!abort.signal.aborted) recordOutcome(call, error);
+    if (!caller.aborted) recordOutcome(call, error);
     cutOff(response);
   }
 }
@@ -88,20 +88,25 @@ async function answerOf(
     recordOutcome(call, call.refusal);
     return answer;
   }
-  // Neither refused nor handed to a handler: Connect could not decode the request, or the method or media type is wrong.
-  call.outcome = answer.status === 200 ? "invalid_argument" : `http_${answer.status}`;
-  if (!isInternal(answer)) return answer;
+  // Neither refused nor handed to a handler: Connect could not read or decode the request. Its short answer is taken whole.
+  const body = await Array.fromAsync(answer.body ?? []);
+  const code = codeOf(answer, Buffer.concat(body).toString("latin1"));
+  if (call.outcome === "ok") call.outcome = code;
+  if (code !== codeToString(Code.Internal)) return { ...answer, body: createAsyncIterable(body) };
   // Connect answers a malformed protobuf message with `internal`. It is the caller's mistake, and must not look like ours.
-  call.refusal = new AppError("invalid", "the request is not a valid message of this method");
-  call.outcome = "invalid_argument";
-  return handler({ ...request, body: emptyBody() });
+  call.refusal = malformed();
+  recordOutcome(call, call.refusal);
+  return handler({ ...request, body: createAsyncIterable([]) });
 }
 
-async function* emptyBody(): AsyncIterable<Uint8Array> {}
-
-function isInternal(answer: UniversalServerResponse): boolean {
-  const grpcStatus = answer.trailer?.get("grpc-status") ?? answer.header?.get("grpc-status");
-  return answer.status === 500 || grpcStatus === String(Code.Internal);
+/** The code that an answer says: gRPC in a trailer, gRPC-Web in a trailer within the body, Connect in the body's JSON. */
+function codeOf({ trailer, header }: UniversalServerResponse, body: string): string {
+  const grpcStatus =
+    trailer?.get("grpc-status") ??
+    header?.get("grpc-status") ??
+    /grpc-status: *(\d+)/i.exec(body)?.[1];
+  if (grpcStatus !== undefined) return codeToString(Number(grpcStatus));
+  return /"code":"(\w+)"/.exec(body)?.[1] ?? "unknown";
 }
 
 async function send(

@@ -13,9 +13,11 @@ export const erpKey = "key-of-the-erp-0123456789";
 export const extranetKey = "key-of-the-extranet-0123456789";
 
 export interface TestApp extends App {
-  /** Every line that was logged, parsed. */
+  /** The last thousand lines that were logged, parsed: more would look like a leak of the product in tests of memory. */
   readonly logs: readonly Readonly<Record<string, unknown>>[];
 }
+
+const logLinesMax = 1000;
 
 /** The product itself, in this process, on a free port: configured by `env` as an operator would. */
 export async function startApp(
@@ -25,7 +27,12 @@ export async function startApp(
   const logs: Record<string, unknown>[] = [];
   const logger = pino(
     { level: "debug", base: null },
-    { write: (line) => logs.push(JSON.parse(line)) },
+    {
+      write(line) {
+        logs.push(JSON.parse(line));
+        if (logs.length > logLinesMax) logs.shift();
+      },
+    },
   );
   const config = parseConfig({
     API_PORT: "0",

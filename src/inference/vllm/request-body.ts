@@ -80,7 +80,12 @@ function toTools(tools: readonly Tool[]): Fields {
   if (tools.length === 0) return {};
   const toTool = ({ name, description, parameters, strict }: Tool) => ({
     type: "function",
-    function: { name, description, parameters, strict },
+    function: {
+      name,
+      description: description === "" ? undefined : description,
+      parameters: Object.keys(parameters).length === 0 ? undefined : parameters,
+      strict,
+    },
   });
   return { tools: tools.map(toTool) };
 }

@@ -41,7 +41,7 @@ describe("the other calls", () => {
     expect(body).toEqual({
       model: "fake-model",
       messages: [{ role: "user", content: "Bonjour" }],
-      tools: [{ type: "function", function: { name: "f", description: "d", parameters: {} } }],
+      tools: [{ type: "function", function: { name: "f", description: "d" } }],
       add_generation_prompt: true,
     });
   });
