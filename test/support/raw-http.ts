@@ -14,6 +14,8 @@ export interface RawAnswer {
 /** A TCP connection on which a test says exactly the bytes that it wants to say. */
 export interface RawConnection extends Disposable {
   send(bytes: string | Uint8Array): void;
+  /** Everything so far. */
+  readonly received: Buffer;
   /** Whole answers so far. */
   readonly answers: readonly RawAnswer[];
   /** Resolves with the answer number `index`, or undefined when the connection closes before it is whole. */
@@ -49,6 +51,9 @@ export async function openRaw(port: number): Promise<RawConnection> {
   await Promise.race([once(socket, "connect"), closed.promise]);
   return {
     send: (bytes) => void socket.write(bytes),
+    get received() {
+      return received;
+    },
     get answers() {
       return parseAnswers(received, isClosed);
     },
@@ -105,10 +110,10 @@ export function head(
   return `${method} ${path} HTTP/1.1\r\n${lines.join("")}\r\n`;
 }
 
-/** A message of a stream or of gRPC: a flag byte, the length, the message. */
-export function envelope(message: string | Uint8Array, claimedLength?: number): Buffer {
+/** A message of a stream or of gRPC: a byte of flags (1: compressed), the length, the message. */
+export function envelope(message: string | Uint8Array, claimedLength?: number, flags = 0): Buffer {
   const bytes = Buffer.from(message);
-  const prefix = Buffer.alloc(5);
+  const prefix = Buffer.of(flags, 0, 0, 0, 0);
   prefix.writeUInt32BE(claimedLength ?? bytes.length, 1);
   return Buffer.concat([prefix, bytes]);
 }

@@ -1,4 +1,10 @@
 import { once } from "node:events";
+import {
+  type ClientHttp2Session,
+  connect as connectHttp2,
+  type IncomingHttpHeaders,
+  type OutgoingHttpHeaders,
+} from "node:http2";
 import { connect } from "node:net";
 import { eventually } from "./eventually.ts";
 
@@ -17,6 +23,9 @@ export const frameTypes = {
 } as const;
 
 export const flags = { endStream: 0x1, ack: 0x1, endHeaders: 0x4 } as const;
+
+/** RFC 9113, section 6.5.2. */
+export const settingIds = { initialWindowSize: 4 } as const;
 
 /** RFC 9113, section 7. */
 export const errorCodes = { noError: 0, refusedStream: 7, cancel: 8, enhanceYourCalm: 11 } as const;
@@ -80,6 +89,49 @@ export async function openRawHttp2(
     closed: closed.promise,
     stopReading: () => void socket.pause(),
     [Symbol.dispose]: () => void socket.destroy(),
+  };
+}
+
+/** A connection of Node's own client. Disposing it cuts off what still runs. */
+export function openHttp2(url: string): ClientHttp2Session & Disposable {
+  const session = connectHttp2(url);
+  session.on("error", () => undefined);
+  return Object.assign(session, { [Symbol.dispose]: () => session.destroy() });
+}
+
+export interface Http2Answer {
+  /** Undefined when the stream was reset without an answer. */
+  readonly status: number | undefined;
+  readonly headers: IncomingHttpHeaders;
+  readonly body: Buffer;
+  readonly trailers: IncomingHttpHeaders;
+  /** Why the stream ended: 0 in the regular case. */
+  readonly resetCode: number;
+}
+
+/** One request on a stream of its own. Resolves when the stream is closed, and never rejects. */
+export async function askHttp2(
+  session: ClientHttp2Session,
+  headers: OutgoingHttpHeaders,
+  body: string | Uint8Array = "",
+): Promise<Http2Answer> {
+  const endStream = body.length === 0;
+  const stream = session.request({ ":method": "POST", ...headers }, { endStream });
+  let head: IncomingHttpHeaders = {};
+  let trailers: IncomingHttpHeaders = {};
+  const chunks: Buffer[] = [];
+  stream.on("response", (fields) => (head = fields));
+  stream.on("trailers", (fields) => (trailers = fields));
+  stream.on("data", (chunk: Buffer) => chunks.push(chunk));
+  stream.on("error", () => undefined);
+  if (!endStream) stream.end(body);
+  await new Promise((resolve) => stream.once("close", resolve));
+  return {
+    status: head[":status"] === undefined ? undefined : Number(head[":status"]),
+    headers: head,
+    body: Buffer.concat(chunks),
+    trailers,
+    resetCode: stream.rstCode,
   };
 }
 

@@ -1,3 +1,5 @@
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { expect } from "vitest";
 import { erpKey, extranetKey, type TestApp } from "./start-app.ts";
 
@@ -18,9 +20,21 @@ export async function expectUnharmed(app: TestApp): Promise<void> {
     body: chatBody,
   });
   expect(await response.json()).toMatchObject({ finishReason: "FINISH_REASON_STOP" });
+  expectQuietLog(app);
+}
+
+/** The log has no error, no key and no prompt. */
+export function expectQuietLog(app: TestApp): void {
   expect(app.logs.filter(({ level }) => Number(level) >= errorLevel)).toEqual([]);
   const log = JSON.stringify(app.logs);
   for (const secret of [erpKey, extranetKey, canary]) expect(log).not.toContain(secret);
+}
+
+/** Bytes of the JavaScript heap that are in use, once garbage is collected. */
+export function heapBytes(): number {
+  setFlagsFromString("--expose-gc");
+  runInNewContext("gc")();
+  return process.memoryUsage().heapUsed;
 }
 
 export interface MemoryWatch extends Disposable {

@@ -1,0 +1,176 @@
+import { once } from "node:events";
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type ConnectionOptions, connect, type TLSSocket } from "node:tls";
+import { createClient, type Transport } from "@connectrpc/connect";
+import {
+  createConnectTransport,
+  createGrpcTransport,
+  createGrpcWebTransport,
+} from "@connectrpc/connect-node";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
+import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
+import { ask, head, openRaw } from "../support/raw-http.ts";
+import { preface } from "../support/raw-http2.ts";
+import { erpKey, startApp, type TestApp } from "../support/start-app.ts";
+import { findProgram, run } from "../support/third-party.ts";
+import { canary, expectQuietLog } from "../support/unharmed.ts";
+
+const openssl = findProgram("openssl");
+
+describe.skipIf(openssl === undefined)("the port under TLS", () => {
+  let folder: string;
+  let certificate: { readonly TLS_CERT_FILE: string; readonly TLS_KEY_FILE: string };
+  let ca: string;
+  let vllm: FakeVllm;
+  let app: TestApp;
+
+  beforeAll(async () => {
+    folder = await mkdtemp(join(tmpdir(), "formdev-tls-"));
+    certificate = {
+      TLS_CERT_FILE: join(folder, "certificate.pem"),
+      TLS_KEY_FILE: join(folder, "key.pem"),
+    };
+    const made = await run(
+      openssl ?? "",
+      ...["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"],
+      ...["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"],
+      ...["-days", "1", "-keyout", certificate.TLS_KEY_FILE, "-out", certificate.TLS_CERT_FILE],
+    );
+    if (made.exitCode !== 0) throw new Error(made.stderr);
+    ca = await readFile(certificate.TLS_CERT_FILE, "utf8");
+  });
+
+  afterAll(async () => {
+    await rm(folder, { recursive: true, force: true });
+  });
+
+  beforeEach(async () => {
+    vllm = await startFakeVllm();
+    app = await startApp({ VLLM_URL: vllm.url.href, ...certificate });
+  });
+
+  afterEach(async () => {
+    try {
+      // Whatever was tried, the next caller is served.
+      await expectAnswer(createGrpcTransport(clientOptions()));
+      expectQuietLog(app);
+    } finally {
+      await app[Symbol.asyncDispose]();
+      await vllm[Symbol.asyncDispose]();
+    }
+  });
+
+  const clientOptions = () => ({
+    baseUrl: app.url,
+    nodeOptions: { ca },
+  });
+
+  async function expectAnswer(transport: Transport): Promise<void> {
+    const client = createClient(ChatService, transport);
+    const hello = { messages: [{ role: "user", content: canary }] };
+    const options = { headers: { "x-api-key": erpKey } };
+    expect((await client.chat(hello, options)).message?.content).not.toBe("");
+    const parts = await Array.fromAsync(client.streamChat(hello, options));
+    expect(parts.at(-1)?.part.case).toBe("end");
+  }
+
+  async function handshake(options: ConnectionOptions): Promise<TLSSocket> {
+    const socket = connect({ host: "127.0.0.1", port: app.address.port, ca, ...options });
+    await once(socket, "secureConnect");
+    return socket;
+  }
+
+  it("says so in its address", () => {
+    expect(app.url).toMatch(/^https:/);
+  });
+
+  it.each([
+    ["gRPC", () => createGrpcTransport(clientOptions())],
+    [
+      "gRPC-Web on HTTP/1.1",
+      () => createGrpcWebTransport({ ...clientOptions(), httpVersion: "1.1" }),
+    ],
+    ["gRPC-Web on HTTP/2", () => createGrpcWebTransport({ ...clientOptions(), httpVersion: "2" })],
+    [
+      "Connect on HTTP/1.1",
+      () => createConnectTransport({ ...clientOptions(), httpVersion: "1.1" }),
+    ],
+    ["Connect on HTTP/2", () => createConnectTransport({ ...clientOptions(), httpVersion: "2" })],
+  ] as const)("serves %s", async (_protocol, transport) => {
+    await expectAnswer(transport());
+  });
+
+  it.each([
+    ["HTTP/2 when a client knows it", ["h2", "http/1.1"], "h2"],
+    ["HTTP/2 whatever a client prefers", ["http/1.1", "h2"], "h2"],
+    ["HTTP/1.1 when a client knows nothing else", ["http/1.1"], "http/1.1"],
+    ["HTTP/1.1 when a client does not negotiate", undefined, false],
+  ] as const)("agrees on %s", async (_what, offered, agreed) => {
+    using socket = closing(await handshake(offered ? { ALPNProtocols: [...offered] } : {}));
+    expect(socket.alpnProtocol).toBe(agreed);
+    if (agreed === "h2") return;
+    socket.write(head("GET", "/health"));
+    const [bytes] = await once(socket, "data");
+    expect(String(bytes)).toMatch(/^HTTP\/1\.1 200 /);
+  });
+
+  it("refuses a client that offers only protocols it does not speak", async () => {
+    await expect(handshake({ ALPNProtocols: ["spdy/3"] })).rejects.toMatchObject({
+      code: "ERR_SSL_TLSV1_ALERT_NO_APPLICATION_PROTOCOL",
+    });
+  });
+
+  it.each(["TLSv1", "TLSv1.1"] as const)("refuses %s", async (version) => {
+    // Clients of today would not even offer it.
+    const old = { minVersion: version, maxVersion: version, ciphers: "DEFAULT@SECLEVEL=0" };
+    await expect(handshake(old)).rejects.toMatchObject({
+      code: "ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION",
+    });
+  });
+
+  it.each(["TLSv1.2", "TLSv1.3"] as const)("takes %s", async (version) => {
+    using socket = closing(await handshake({ minVersion: version, maxVersion: version }));
+    expect(socket.getProtocol()).toBe(version);
+  });
+
+  it.each([
+    ["HTTP/1.1", head("GET", "/health")],
+    ["HTTP/2", preface],
+    ["bytes that mean nothing", Buffer.alloc(1000, 0xff)],
+    ["a TLS record that is broken", Buffer.from("160301000501000001ff", "hex")],
+  ])("answers no %s in the clear", async (_what, bytes) => {
+    using connection = await openRaw(app.address.port);
+    connection.send(bytes);
+    await connection.closed;
+    expect(connection.received.includes("HTTP/1.1 2")).toBe(false);
+    expect(await ask(app.address.port, bytes)).toBeUndefined();
+  });
+
+  it("closes who does not finish a handshake or a head within ten seconds", async () => {
+    const start = performance.now();
+    using silent = await openRaw(app.address.port);
+    using partial = await openRaw(app.address.port);
+    partial.send(Buffer.from("16030100a5", "hex"));
+    using slow = closing(await handshake({ ALPNProtocols: ["http/1.1"] }));
+    slow.resume().write("GET /health HTTP/1.1\r\nHost: local");
+    await Promise.all([silent.closed, partial.closed, once(slow, "close")]);
+    expect(performance.now() - start).toBeGreaterThan(8000);
+    expect(performance.now() - start).toBeLessThan(15_000);
+  }, 20_000);
+
+  it("does not start with a certificate that cannot be used", async () => {
+    const missing = { ...certificate, TLS_CERT_FILE: join(folder, "missing.pem") };
+    const swapped = { ...certificate, TLS_CERT_FILE: certificate.TLS_KEY_FILE };
+    for (const files of [missing, swapped]) {
+      await expect(startApp({ VLLM_URL: vllm.url.href, ...files })).rejects.toThrow();
+    }
+  });
+});
+
+function closing(socket: TLSSocket): TLSSocket & Disposable {
+  socket.on("error", () => undefined);
+  return Object.assign(socket, { [Symbol.dispose]: () => void socket.destroy() });
+}
