@@ -95,7 +95,12 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
 
     const url = request.url ?? "";
     const refusal = checkRequestHead(
-      { url, authority: authorityOf(request), headers: request.headers },
+      {
+        url,
+        authority: authorityOf(request),
+        headers: request.headers,
+        rawHeaders: request.rawHeaders,
+      },
       options.bodyBytesMax,
     );
     if (refusal !== undefined) {

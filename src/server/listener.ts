@@ -15,13 +15,12 @@ import {
 import { setTimeout } from "node:timers/promises";
 import type { NodeHandler } from "./node-http.ts";
 import { routeByPreface } from "./preface.ts";
+import { headerBytesMax } from "./request-guard.ts";
 
 /** Bounds of connections, before any call. The figures of HTTP/2 are those that Envoy advises for an edge. */
 const limits = {
   /** Connections at once; one more is closed. */
   connections: 10_000,
-  /** Bytes of all header fields of a request. */
-  headerBytes: 16_384,
   /** Milliseconds for the headers, and for headers and body together. */
   headersMs: 10_000,
   requestMs: 60_000,
@@ -118,7 +117,7 @@ export async function listen(options: {
 }
 
 const http1Options: ServerOptions = {
-  maxHeaderSize: limits.headerBytes,
+  maxHeaderSize: headerBytesMax,
   headersTimeout: limits.headersMs,
   requestTimeout: limits.requestMs,
   connectionsCheckingInterval: limits.checkIntervalMs,
@@ -131,7 +130,7 @@ const http2Options: Http2Options = {
   streamResetRate: limits.http2ResetsPerSecond,
   settings: {
     maxConcurrentStreams: limits.http2Streams,
-    maxHeaderListSize: limits.headerBytes,
+    maxHeaderListSize: headerBytesMax,
   },
 };
 

@@ -2,7 +2,7 @@ import type { IncomingHttpHeaders } from "node:http";
 
 /** Why a request is not HTTP that this service answers: an HTTP status, and what to tell its sender. */
 export interface HttpRefusal {
-  readonly status: 400 | 413 | 415;
+  readonly status: 400 | 413 | 415 | 431;
   readonly message: string;
 }
 
@@ -12,7 +12,15 @@ export interface RequestHead {
   /** `:authority` or Host. */
   readonly authority: string | undefined;
   readonly headers: IncomingHttpHeaders;
+  /** Names and values in turn, as they came. */
+  readonly rawHeaders: readonly string[];
 }
+
+/**
+ * Characters of all header fields. Node refuses more over HTTP/1.1; over HTTP/2 it only asks for less, in a setting that a
+ * client holds to once it has acknowledged it.
+ */
+export const headerBytesMax = 16_384;
 
 /**
  * Refuses what would trip the layers behind: an authority that no URL can hold (it kills a plain connect-node server), a
@@ -20,7 +28,12 @@ export interface RequestHead {
  * execution, CVE-2026-111497), and a body announced larger than any message may be.
  */
 export function checkRequestHead(head: RequestHead, bodyBytesMax: number): HttpRefusal | undefined {
-  const { url, authority, headers } = head;
+  const { url, authority, headers, rawHeaders } = head;
+  let headerBytes = 0;
+  for (const text of rawHeaders) headerBytes += text.length;
+  if (headerBytes > headerBytesMax) {
+    return { status: 431, message: `the headers must not exceed ${headerBytesMax} bytes` };
+  }
   if (authority === undefined || authority === "" || !URL.canParse(`http://${authority}/`)) {
     return { status: 400, message: "the Host header must name this server" };
   }
