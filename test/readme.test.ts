@@ -1,5 +1,6 @@
 import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -54,7 +55,7 @@ describe("README.md", () => {
       const env = {
         PATH: `${join(root, "node_modules/.bin")}:${PATH}`,
         API_KEY: erpKey,
-        HOME: root,
+        HOME: tmpdir(),
       };
       const { stdout } = await promisify(execFile)("bash", ["-c", shell], { env, cwd: root });
       expect(stdout).toMatch(/"content":"Bonjour\."|"text": "|"models":\[|SERVING_STATUS_SERVING/);
