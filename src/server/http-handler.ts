@@ -45,7 +45,7 @@ export interface HttpHandlerOptions extends RpcAdapterOptions {
   readonly addressOf: (socketAddress: string, forwardedFor: string | undefined) => string;
   /** Called once for each call that ends, and for each request that is refused. */
   readonly onCallEnd: (call: Call, durationMs: number) => void;
-  /** Whether new answers should close their HTTP/1.1 connection, as during a drain. */
+  /** Whether new calls are refused, and HTTP/1.1 connections closed after their answers. */
   readonly isDraining: () => boolean;
 }
 
@@ -125,17 +125,16 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     const runs = handler !== undefined && accepts(handler, request);
     if (!options.publicRpcs.has(call.rpc)) {
       const key = presentedKey(request.headers);
-      const metered = runs && !options.unmeteredRpcs.has(call.rpc);
+      // A connection of HTTP/1.1 that is kept alive can bring another call during a drain: it is refused, and costs nothing.
+      const draining = options.isDraining();
+      const metered = runs && !draining && !options.unmeteredRpcs.has(call.rpc);
       const access = await options.gate.admit({ key, address: call.address, metered });
       call.client = access.client;
-      call.refusal = access.refusal;
+      call.refusal = access.refusal ?? (draining ? stopping() : undefined);
       if (access.rate !== undefined) setRateHeaders(response, access.rate);
       if (access.refusal?.kind === "unauthenticated")
         response.setHeader("www-authenticate", "Bearer");
     }
-
-    // A connection of HTTP/1.1 that is kept alive can bring another call during a drain.
-    if (options.isDraining()) call.refusal ??= stopping();
 
     if (runs) {
       const target = { method: request.method ?? "", path: rpcPath + url.slice(path.length) };
