@@ -1,34 +1,25 @@
 import { brotliCompressSync, gzipSync } from "node:zlib";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
+import { describe, expect, it } from "vitest";
+import type { FakeVllm } from "../support/fake-vllm.ts";
 import { answer } from "../support/fake-vllm-replies.ts";
 import { startPlainServer } from "../support/plain-server.ts";
 import { ask, codeOf, envelope, head, openRaw, post } from "../support/raw-http.ts";
-import { erpKey, startApp, type TestApp } from "../support/start-app.ts";
+import { erpKey, type TestApp } from "../support/start-app.ts";
 import {
   canary,
   chatBody,
   chatPath,
-  expectUnharmed,
   streamPath,
   watchMemory,
+  withUnharmedApp,
 } from "../support/unharmed.ts";
 
 let vllm: FakeVllm;
 let app: TestApp;
 
-beforeEach(async () => {
-  vllm = await startFakeVllm();
-  app = await startApp({ VLLM_URL: vllm.url.href });
-});
-
-afterEach(async () => {
-  try {
-    await expectUnharmed(app);
-  } finally {
-    await app[Symbol.asyncDispose]();
-    await vllm[Symbol.asyncDispose]();
-  }
+withUnharmedApp({}, (freshVllm, freshApp) => {
+  vllm = freshVllm;
+  app = freshApp;
 });
 
 const MiB = 1024 * 1024;

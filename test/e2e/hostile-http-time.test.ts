@@ -1,6 +1,6 @@
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { eventually } from "../support/eventually.ts";
-import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
+import type { FakeVllm } from "../support/fake-vllm.ts";
 import { answer } from "../support/fake-vllm-replies.ts";
 import { startPlainServer } from "../support/plain-server.ts";
 import {
@@ -15,23 +15,14 @@ import {
 import { flags, frame, frameTypes, preface, requestHeaders } from "../support/raw-http2.ts";
 import { findRedisServer, startRedisServer } from "../support/redis-server.ts";
 import { erpKey, startApp, type TestApp } from "../support/start-app.ts";
-import { chatBody, chatPath, expectUnharmed, streamPath } from "../support/unharmed.ts";
+import { chatBody, chatPath, streamPath, withUnharmedApp } from "../support/unharmed.ts";
 
 let vllm: FakeVllm;
 let app: TestApp;
 
-beforeEach(async () => {
-  vllm = await startFakeVllm();
-  app = await startApp({ VLLM_URL: vllm.url.href, ENGINE_CONCURRENCY: "1", QUEUE_LENGTH: "0" });
-});
-
-afterEach(async () => {
-  try {
-    await expectUnharmed(app);
-  } finally {
-    await app[Symbol.asyncDispose]();
-    await vllm[Symbol.asyncDispose]();
-  }
+withUnharmedApp({ ENGINE_CONCURRENCY: "1", QUEUE_LENGTH: "0" }, (freshVllm, freshApp) => {
+  vllm = freshVllm;
+  app = freshApp;
 });
 
 const port = () => app.address.port;

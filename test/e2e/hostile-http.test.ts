@@ -1,25 +1,16 @@
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
+import { describe, expect, it } from "vitest";
+import type { FakeVllm } from "../support/fake-vllm.ts";
 import { startPlainServer } from "../support/plain-server.ts";
 import { ask, head, openRaw, post, type RawAnswer } from "../support/raw-http.ts";
-import { erpKey, startApp, type TestApp } from "../support/start-app.ts";
-import { chatBody, chatPath, expectUnharmed, streamPath } from "../support/unharmed.ts";
+import { erpKey, type TestApp } from "../support/start-app.ts";
+import { chatBody, chatPath, streamPath, withUnharmedApp } from "../support/unharmed.ts";
 
 let vllm: FakeVllm;
 let app: TestApp;
 
-beforeEach(async () => {
-  vllm = await startFakeVllm();
-  app = await startApp({ VLLM_URL: vllm.url.href });
-});
-
-afterEach(async () => {
-  try {
-    await expectUnharmed(app);
-  } finally {
-    await app[Symbol.asyncDispose]();
-    await vllm[Symbol.asyncDispose]();
-  }
+withUnharmedApp({}, (freshVllm, freshApp) => {
+  vllm = freshVllm;
+  app = freshApp;
 });
 
 const port = () => app.address.port;

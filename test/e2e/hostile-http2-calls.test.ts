@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { brotliCompressSync } from "node:zlib";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
+import { describe, expect, it } from "vitest";
+import type { FakeVllm } from "../support/fake-vllm.ts";
 import { answer } from "../support/fake-vllm-replies.ts";
 import { codeName, envelope } from "../support/raw-http.ts";
 import {
@@ -17,30 +17,21 @@ import {
   requestHeaders,
   settingIds,
 } from "../support/raw-http2.ts";
-import { erpKey, startApp, type TestApp } from "../support/start-app.ts";
+import { erpKey, type TestApp } from "../support/start-app.ts";
 import {
   chatBody,
   chatPath,
-  expectUnharmed,
   streamPath,
   watchMemory,
+  withUnharmedApp,
 } from "../support/unharmed.ts";
 
 let vllm: FakeVllm;
 let app: TestApp;
 
-beforeEach(async () => {
-  vllm = await startFakeVllm();
-  app = await startApp({ VLLM_URL: vllm.url.href });
-});
-
-afterEach(async () => {
-  try {
-    await expectUnharmed(app);
-  } finally {
-    await app[Symbol.asyncDispose]();
-    await vllm[Symbol.asyncDispose]();
-  }
+withUnharmedApp({}, (freshVllm, freshApp) => {
+  vllm = freshVllm;
+  app = freshApp;
 });
 
 const MiB = 1024 * 1024;

@@ -1,6 +1,6 @@
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { eventually } from "../support/eventually.ts";
-import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
+import type { FakeVllm } from "../support/fake-vllm.ts";
 import { startPlainServer } from "../support/plain-server.ts";
 import {
   askHttp2,
@@ -16,24 +16,15 @@ import {
   resetFrame,
   settingsFrame,
 } from "../support/raw-http2.ts";
-import { erpKey, startApp, type TestApp } from "../support/start-app.ts";
-import { chatBody, chatPath, expectUnharmed, heapBytes, streamPath } from "../support/unharmed.ts";
+import { erpKey, type TestApp } from "../support/start-app.ts";
+import { chatBody, chatPath, heapBytes, streamPath, withUnharmedApp } from "../support/unharmed.ts";
 
 let vllm: FakeVllm;
 let app: TestApp;
 
-beforeEach(async () => {
-  vllm = await startFakeVllm();
-  app = await startApp({ VLLM_URL: vllm.url.href });
-});
-
-afterEach(async () => {
-  try {
-    await expectUnharmed(app);
-  } finally {
-    await app[Symbol.asyncDispose]();
-    await vllm[Symbol.asyncDispose]();
-  }
+withUnharmedApp({}, (freshVllm, freshApp) => {
+  vllm = freshVllm;
+  app = freshApp;
 });
 
 const port = () => app.address.port;

@@ -1,7 +1,8 @@
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
-import { expect } from "vitest";
-import { erpKey, extranetKey, type TestApp } from "./start-app.ts";
+import { afterEach, beforeEach, expect } from "vitest";
+import { type FakeVllm, startFakeVllm } from "./fake-vllm.ts";
+import { erpKey, extranetKey, startApp, type TestApp } from "./start-app.ts";
 
 /** A text that hostile requests carry as their prompt: it must not appear in any log. */
 export const canary = "canary-9e1f";
@@ -21,6 +22,28 @@ export async function expectUnharmed(app: TestApp): Promise<void> {
   });
   expect(await response.json()).toMatchObject({ finishReason: "FINISH_REASON_STOP" });
   expectQuietLog(app);
+}
+
+/** Gives each test of a file an app with its engine, through `use`, and checks after it that the app is unharmed. */
+export function withUnharmedApp(
+  env: Readonly<Record<string, string>>,
+  use: (vllm: FakeVllm, app: TestApp) => void,
+): void {
+  let vllm: FakeVllm;
+  let app: TestApp;
+  beforeEach(async () => {
+    vllm = await startFakeVllm();
+    app = await startApp({ VLLM_URL: vllm.url.href, ...env });
+    use(vllm, app);
+  });
+  afterEach(async () => {
+    try {
+      await expectUnharmed(app);
+    } finally {
+      await app[Symbol.asyncDispose]();
+      await vllm[Symbol.asyncDispose]();
+    }
+  });
 }
 
 /** The log has no error, no key and no prompt. */
