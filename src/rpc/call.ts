@@ -1,4 +1,4 @@
-import { type ContextValues, createContextKey } from "@connectrpc/connect";
+import { type ConnectError, type ContextValues, createContextKey } from "@connectrpc/connect";
 import { AppError } from "../errors.ts";
 import type { ChatStream } from "../inference/engine.ts";
 import type { Client } from "../keys/key-registry.ts";
@@ -19,7 +19,7 @@ export interface Call {
   /** Set once the key is accepted; absent on public methods. */
   client: Client | undefined;
   /** Why the call must not go on: thrown before its body is read. */
-  refusal: AppError | undefined;
+  refusal: AppError | ConnectError | undefined;
   /** Whether the request was decoded and handed to a handler. */
   dispatched: boolean;
   /** The status code's name. `ok` until something fails. */

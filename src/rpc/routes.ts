@@ -8,11 +8,14 @@ import { ChatRequestSchema, ChatService } from "../../gen/formdev/chat/v1/chat_s
 import { HealthService } from "../../gen/formdev/health/v1/health_service_pb.ts";
 import { ModelService } from "../../gen/formdev/model/v1/model_service_pb.ts";
 import { Health as GrpcHealthService } from "../../gen/grpc/health/v1/health_pb.ts";
+import type { ChatHandler } from "../chat/chat-handler.ts";
 import type { Health } from "../health/health.ts";
 import { createGrpcHealthHandler, createHealthHandler } from "../health/health-handler.ts";
 import { callOf } from "./call.ts";
+import type { DirectMethod } from "./direct.ts";
 import { mapErrors, toConnectError } from "./error-mapping.ts";
 import { addReflection } from "./reflection.ts";
+import { decode, envelopeBytes, jsonOptions } from "./wire.ts";
 
 /** The services with an own contract. A client's key opens all of them. */
 const services = [ChatService, ModelService, HealthService] as const;
@@ -31,12 +34,20 @@ export const unmeteredRpcs: ReadonlySet<string> = new Set([
   "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ]);
 
+export interface Routes {
+  readonly handlers: readonly UniversalHandler[];
+  /** By path: the methods whose usual calls do not need Connect's pipeline. */
+  readonly direct: ReadonlyMap<string, DirectMethod>;
+  /** Aborts, with the error that callers see, when the drain's time is over. */
+  readonly shutdownSignal: AbortSignal;
+}
+
 /**
  * Every method that the port serves, in the three protocols, with the same rules for each: refusals of the gate before
  * the body is read, limits of size and time, validation after the contract's rules, one mapping of errors.
  */
 export function createRoutes(options: {
-  readonly chat: ServiceImpl<typeof ChatService>;
+  readonly chat: ChatHandler;
   readonly model: ServiceImpl<typeof ModelService>;
   readonly health: Health;
   /** The most bytes of one message, also after decompression. */
@@ -45,7 +56,7 @@ export function createRoutes(options: {
   readonly maxTimeoutMs: number;
   /** Aborts, with the error that callers see, when the drain's time is over. */
   readonly shutdownSignal: AbortSignal;
-}): readonly UniversalHandler[] {
+}): Routes {
   const validator = createValidator();
   // Compiles the rules now, which takes 0.1 s, and not while the first caller waits.
   validator.validate(ChatRequestSchema, create(ChatRequestSchema));
@@ -57,21 +68,39 @@ export function createRoutes(options: {
     acceptCompression: [compressionGzip],
     // Answers are not compressed: tokens are small, and the CPU is the gateway's scarce good.
     compressMinBytes: uncompressed,
-    // A misspelt field must not pass silently.
-    jsonOptions: { ignoreUnknownFields: false },
+    jsonOptions,
     requestGate(context) {
       const { refusal } = callOf(context);
       if (refusal !== undefined) throw toConnectError(refusal);
     },
     interceptors: [mapErrors, createValidateInterceptor({ validator })],
   });
-  router.service(ChatService, options.chat);
+  router.service(ChatService, options.chat.service);
   router.service(ModelService, options.model);
   router.service(HealthService, createHealthHandler(options.health));
   const names = new Set(services.map(({ typeName }) => typeName));
   router.service(GrpcHealthService, createGrpcHealthHandler(options.health, names));
   addReflection(router, [...services, GrpcHealthService]);
-  return router.handlers;
+
+  const direct = (open: ChatHandler["direct"]["chat"], isStream: boolean): DirectMethod => ({
+    isStream,
+    open(wire, body) {
+      if (body.length - (wire.isEnveloped ? envelopeBytes : 0) > options.readMaxBytes)
+        return undefined;
+      const request = decode(ChatRequestSchema, wire, body);
+      if (request === undefined) return undefined;
+      const { kind } = validator.validate(ChatRequestSchema, request);
+      return kind === "valid" ? open(request, wire) : undefined;
+    },
+  });
+  return {
+    handlers: router.handlers,
+    direct: new Map([
+      [`/${ChatService.typeName}/Chat`, direct(options.chat.direct.chat, false)],
+      [`/${ChatService.typeName}/StreamChat`, direct(options.chat.direct.streamChat, true)],
+    ]),
+    shutdownSignal: options.shutdownSignal,
+  };
 }
 
 /** Connect's largest limit: no answer reaches it. */

@@ -7,6 +7,8 @@ import { monotonicClock } from "../lib/clock.ts";
 import type { RateLimitDecision } from "../limits/rate-limit.ts";
 import type { Call } from "../rpc/call.ts";
 import { recordOutcome } from "../rpc/error-mapping.ts";
+import type { Routes } from "../rpc/routes.ts";
+import { type DirectCallOptions, runDirect } from "./direct-call.ts";
 import {
   authorityOf,
   cutOff,
@@ -17,7 +19,7 @@ import {
   whenClosed,
 } from "./node-http.ts";
 import { checkRequestHead, presentedKey } from "./request-guard.ts";
-import { type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
+import { runRpc } from "./rpc-adapter.ts";
 
 /** A path of the founding document that is another name of a method. */
 export interface Alias {
@@ -33,8 +35,7 @@ export interface PublicPage {
   answer(): Promise<{ readonly status: number; readonly body: unknown }>;
 }
 
-export interface HttpHandlerOptions extends RpcAdapterOptions {
-  readonly handlers: readonly UniversalHandler[];
+export interface HttpHandlerOptions extends DirectCallOptions, Routes {
   readonly aliases: readonly Alias[];
   readonly publicPages: readonly PublicPage[];
   /** `package.Service/Method` of the methods that need no key. Everything else does. */
@@ -138,7 +139,11 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
 
     if (runs) {
       const target = { method: request.method ?? "", path: rpcPath + url.slice(path.length) };
-      return runRpc(handler, call, { request, response, target, caller }, options);
+      const exchange = { request, response, target, caller };
+      const direct = options.direct.get(rpcPath);
+      return direct === undefined
+        ? runRpc(handler, call, exchange, options)
+        : runDirect(direct, handler, call, exchange, options);
     }
     if (call.refusal !== undefined) {
       const error = recordOutcome(call, call.refusal);

@@ -11,6 +11,14 @@ export function authorityOf(request: NodeRequest): string | undefined {
   return "authority" in request ? request.authority || request.headers.host : request.headers.host;
 }
 
+// The two kinds of response have the same methods, in types that TypeScript cannot unite.
+
+export function writeHead(response: NodeResponse, status: number, contentType?: string): void {
+  if (contentType !== undefined) response.setHeader("content-type", contentType);
+  if ("stream" in response) response.writeHead(status);
+  else response.writeHead(status);
+}
+
 /** Resolves when the response is sent or its connection is gone, also when that was before the question. */
 export function whenClosed(response: NodeResponse): Promise<void> {
   return new Promise((resolve) => {

@@ -4,18 +4,12 @@ import type { NodeRequest } from "./node-http.ts";
 /** A body that has not arrived in this time is a slow-loris attack or a broken network, whatever the call's deadline. */
 const bodyMsMax = 30_000;
 
-/**
- * The body of a call that has one request message, as one chunk, read when it is first asked for. Reading it whole keeps
- * the cost of many tiny chunks linear, which Connect's own envelope decoder does not.
- *
- * Throws ConnectError `resource_exhausted` past `limits.bytes`, `deadline_exceeded` when the body takes longer than
- * `limits.ms` or half a minute, and `canceled` when its sender goes away.
- */
+/** The body of a call that has one request message, as one chunk, read when it is first asked for: see `readBody`. */
 export async function* wholeBody(
   request: NodeRequest,
   limits: BodyLimits,
 ): AsyncIterable<Uint8Array> {
-  const body = await readAll(request, limits);
+  const body = await readBody(request, limits);
   if (body.length > 0) yield body;
 }
 
@@ -26,7 +20,14 @@ interface BodyLimits {
   readonly caller: AbortSignal;
 }
 
-async function readAll(request: NodeRequest, limits: BodyLimits): Promise<Uint8Array> {
+/**
+ * Reads the body of a call that has one request message. Reading it whole keeps the cost of many tiny chunks linear, which
+ * Connect's own envelope decoder does not.
+ *
+ * Throws ConnectError `resource_exhausted` past `limits.bytes`, `deadline_exceeded` when the body takes longer than
+ * `limits.ms` or half a minute, and `canceled` when its sender goes away.
+ */
+export async function readBody(request: NodeRequest, limits: BodyLimits): Promise<Buffer> {
   limits.caller.throwIfAborted();
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];

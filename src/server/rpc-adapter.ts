@@ -8,6 +8,7 @@ import {
 import { codeToString } from "@connectrpc/connect/protocol-connect";
 import { type Call, callKey } from "../rpc/call.ts";
 import { malformed, recordOutcome } from "../rpc/error-mapping.ts";
+import { envelopeBytes } from "../rpc/wire.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
   closeUnread,
@@ -16,6 +17,7 @@ import {
   type NodeRequest,
   type NodeResponse,
   stallMs,
+  writeHead,
 } from "./node-http.ts";
 import { wholeBody } from "./request-body.ts";
 
@@ -31,6 +33,8 @@ export interface HttpExchange {
   readonly target: { readonly method: string; readonly path: string };
   /** Aborts when the caller goes away. */
   readonly caller: AbortSignal;
+  /** The request's body, when it has been read already. */
+  readonly body?: Buffer;
 }
 
 /**
@@ -42,21 +46,27 @@ export interface HttpExchange {
 export async function runRpc(
   handler: UniversalHandler,
   call: Call,
-  { request, response, target, caller }: HttpExchange,
+  { request, response, target, caller, body }: HttpExchange,
   options: RpcAdapterOptions,
 ): Promise<void> {
   const { methodKind } = handler.method;
   const hasOneMessage = methodKind === "unary" || methodKind === "server_streaming";
+  const deadline = boundDeadline(request.headers, options.deadline);
   const headers = toHeaders(request);
-  const deadlineMs = boundDeadline(headers, options.deadline);
-  const bodyLimits = { bytes: options.bodyBytesMax + envelopeBytes, ms: deadlineMs, caller };
+  headers.set(...deadline.header);
+  const bodyLimits = { bytes: options.bodyBytesMax + envelopeBytes, ms: deadline.ms, caller };
   const universal: UniversalServerRequest = {
     httpVersion: request.httpVersion,
     method: target.method,
     // Nothing behind needs the caller's authority, so that none reaches a parser.
     url: `http://localhost${target.path}`,
     header: headers,
-    body: hasOneMessage ? wholeBody(request, bodyLimits) : request,
+    body:
+      body !== undefined
+        ? createAsyncIterable([body])
+        : hasOneMessage
+          ? wholeBody(request, bodyLimits)
+          : request,
     signal: caller,
     contextValues: createContextValues().set(callKey, call),
   };
@@ -73,9 +83,6 @@ export async function runRpc(
     cutOff(response);
   }
 }
-
-/** A streamed or gRPC message has a flag byte and four bytes of length in front. */
-const envelopeBytes = 5;
 
 async function answerOf(
   handler: UniversalHandler,
@@ -136,13 +143,6 @@ async function send(
     // Ends the handler where it stands: its finally blocks give everything back.
     await chunks?.return?.();
   }
-}
-
-// The two kinds of response have the same methods, in types that TypeScript cannot unite.
-
-function writeHead(response: NodeResponse, status: number): void {
-  if ("stream" in response) response.writeHead(status);
-  else response.writeHead(status);
 }
 
 /** Whether more may be written at once. */

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { AppError } from "../../errors.ts";
 import { SseDecoder } from "../../lib/sse.ts";
 import { type FinishReason, noUsage, type Usage } from "../engine.ts";
+import { ChunkShape } from "./chunk-shape.ts";
 import { corrupt } from "./errors.ts";
 import { unreadable } from "./json.ts";
 import { type ChunkSink, parseChunk } from "./parse-chunk.ts";
@@ -23,6 +24,8 @@ export class AnswerReader implements ChunkSink {
   readonly #eventCountMax: number;
   readonly #calls = new Set<number>();
   #bytesLeft: number;
+  #shape: ChunkShape | undefined;
+  #shapesLeft = SHAPES_PER_ANSWER;
   #finishReason: FinishReason | undefined;
 
   /** `maxTokens` is what the engine was allowed: an answer far beyond it is an engine gone wrong. */
@@ -46,8 +49,21 @@ export class AnswerReader implements ChunkSink {
     this.eventCount += 1;
     if (this.eventCount > this.#eventCountMax) throw corrupt(TOO_LONG, "too many events");
     if (this.done) throw corrupt("the engine went on after its end", "an event after [DONE]");
-    if (data === "[DONE]") this.#onDone();
-    else parseChunk(data, this.usage, this);
+    const shape = this.#shape;
+    if (shape?.match(data)) {
+      this.usage = shape.usageAfter(this.usage);
+      this.parts.pushText(shape.type, shape.text);
+    } else if (data === "[DONE]") this.#onDone();
+    else this.#onUnusualEvent(data);
+  }
+
+  #onUnusualEvent(data: string): void {
+    parseChunk(data, this.usage, this);
+    if (this.#shapesLeft === 0) return;
+    const shape = ChunkShape.learn(data);
+    if (shape === undefined) return;
+    this.#shape = shape;
+    this.#shapesLeft -= 1;
   }
 
   #onDone(): void {
@@ -86,6 +102,9 @@ export class AnswerReader implements ChunkSink {
 }
 
 const TOO_LONG = "the engine answered more than it was asked for";
+
+/** One for reasoning, one for text, and a few in case that they take turns: learning costs two parses of an event. */
+const SHAPES_PER_ANSWER = 4;
 
 /** One event per token is usual; a parser may make two or three of one token, and a few come around them. */
 const EVENTS_PER_TOKEN = 4;

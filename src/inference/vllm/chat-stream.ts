@@ -122,6 +122,7 @@ export class VllmChatStream
 
   onEnd(): void {
     if (this.#refusal !== undefined) this.#fail(this.#refusal.toError());
+    else if (this.#reader.done) this.#stop();
     else this.#fail(corrupt("the engine stopped in the middle of an answer", "no [DONE]"));
   }
 
@@ -205,10 +206,10 @@ const EVENT_STREAM = "text/event-stream";
 const NOTHING_MORE: PartResult = { done: true, value: undefined };
 
 /**
- * Characters that may wait for the consumer before the socket is not read on. More than most answers have, so that only
- * a consumer that stands still is felt by the engine; 200 of those hold 13 to 26 MB.
+ * Characters that may wait for the consumer before the socket is not read on: the two thousand tokens that they are take
+ * about 0.25 MB on the way, and the kernels hold as much again before the engine feels it.
  */
-const UNREAD_MAX = 64 * 1024;
+const UNREAD_MAX = 8 * 1024;
 
 /** vLLM ends its reply right after `[DONE]`; a connection that does not is not worth waiting for. */
 const DRAIN_MS_MAX = 1_000;

@@ -14,7 +14,7 @@ import type {
  * The whole of what vLLM is told about a chat, rebuilt field by field: a field that is not written here cannot leave.
  * vLLM ignores unknown fields and refuses `null` in some known ones, so absent fields are left out.
  */
-export function toChatBody(request: EngineChatRequest, cacheSaltSecret: Buffer): Buffer {
+export function toChatBody(request: EngineChatRequest, cacheSalt: string): Buffer {
   return toJson({
     model: request.model,
     messages: request.messages.map(toMessage),
@@ -33,7 +33,7 @@ export function toChatBody(request: EngineChatRequest, cacheSaltSecret: Buffer):
     tool_choice: request.toolChoice && toToolChoice(request.toolChoice),
     parallel_tool_calls: request.parallelToolCalls,
     ...toReasoning(request.reasoningEffort),
-    cache_salt: toCacheSalt(cacheSaltSecret, request.tenant),
+    cache_salt: cacheSalt,
     // Always: vLLM notices a caller who left only when it writes, and the tokens of a broken answer are known only
     // when every chunk carries them.
     stream: true,
@@ -52,12 +52,20 @@ export function toTokenizeBody(request: TokenCountRequest): Buffer {
 }
 
 /**
- * Keeps the prefix caches of tenants apart: without it the time to the first token tells whether somebody else has
- * sent the same beginning (CVE-2025-46570). 128 bits of an HMAC, so that vLLM and its logs never see who it is; hex,
- * because free text in this field could kill the engine (CVE-2026-105756).
+ * Gives each tenant the salt that keeps its prefix cache apart: without it the time to the first token tells whether
+ * somebody else has sent the same beginning (CVE-2025-46570). 128 bits of an HMAC, so that vLLM and its logs never see who
+ * it is; hex, because free text in this field could kill the engine (CVE-2026-105756). There are as many tenants as the
+ * operator has clients, and their salts are kept: an HMAC costs as much as ten tokens.
  */
-function toCacheSalt(secret: Buffer, tenant: string): string {
-  return createHmac("sha256", secret).update(tenant).digest("hex").slice(0, 32);
+export function createCacheSalts(secret: Buffer): (tenant: string) => string {
+  const salts = new Map<string, string>();
+  return (tenant) => {
+    const known = salts.get(tenant);
+    if (known !== undefined) return known;
+    const salt = createHmac("sha256", secret).update(tenant).digest("hex").slice(0, 32);
+    salts.set(tenant, salt);
+    return salt;
+  };
 }
 
 function toMessage(message: ChatMessage): Fields {

@@ -5,7 +5,7 @@ import { VllmChatStream } from "./chat-stream.ts";
 import { fetchJson, fetchSuccess } from "./fetch-reply.ts";
 import { parseCount, unreadable } from "./json.ts";
 import { createModelList, parseModels } from "./model-list.ts";
-import { toChatBody, toTokenizeBody } from "./request-body.ts";
+import { createCacheSalts, toChatBody, toTokenizeBody } from "./request-body.ts";
 import { Upstream } from "./upstream.ts";
 
 export interface VllmOptions {
@@ -43,6 +43,7 @@ export type VllmEvent = { readonly type: "model-list-stale"; readonly error: unk
 export function createVllmEngine(options: VllmOptions): Engine {
   const timeouts = { ...defaultTimeouts, ...options.timeouts };
   const { url, apiKey, cacheSaltSecret, log } = options;
+  const cacheSaltOf = createCacheSalts(cacheSaltSecret);
   const { connectMs, firstByteMs, betweenChunksMs } = timeouts;
   const chats = new Upstream({ url, apiKey, connections: options.connections, connectMs });
   // Apart, so that health and the rest are answered while every connection carries a chat.
@@ -67,7 +68,7 @@ export function createVllmEngine(options: VllmOptions): Engine {
     chat: (request, signal) =>
       new VllmChatStream({
         upstream: chats,
-        body: () => toChatBody(request, cacheSaltSecret),
+        body: () => toChatBody(request, cacheSaltOf(request.tenant)),
         maxTokens: request.maxTokens,
         firstByteMs,
         betweenChunksMs,
