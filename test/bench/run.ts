@@ -1,143 +1,143 @@
 /**
- * What the gateway costs (`npm run bench`): CPU time of its process for each token and call, beside the handler that one
- * writes first (plain-handler.ts), on the same engine (engine.ts), in one run. CPU time is read from /proc, user and system
- * together, so that a noisy machine moves it little; ratios within one run are what to compare.
+ * What the gateway costs (`npm run bench`, ten minutes): beside the engine asked directly, nginx, and the handler that one
+ * writes first (plain-handler.ts), on the same engine (engine.ts), in one run. This process makes the load. Every run is
+ * printed; medians go into README.md and README.fr.md. `npm run bench -- short` is for working on the gateway: each case
+ * once and shorter, and the documents stay as they are.
  */
-import { type ChildProcess, spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
-import { cpus } from "node:os";
-import { join } from "node:path";
-import { createInterface } from "node:readline";
-import { key, startLoad, type Wire, wires } from "./load.ts";
+import { cpus, release } from "node:os";
+import { documentTable, writeDocument } from "./document-table.ts";
+import { createCaller, Tally } from "./load.ts";
+import {
+  calls10,
+  calls64,
+  type Load,
+  saturated,
+  streams50,
+  streams400,
+  streams1000,
+} from "./loads.ts";
+import { measure, plain, product, type Subject } from "./measure.ts";
+import { nginxVersion, startNginx } from "./nginx.ts";
+import { runHeader, runRow, targetLines } from "./report.ts";
+import { Results, type SubjectName } from "./results.ts";
+import { startEngine, startProduct } from "./subjects.ts";
+import {
+  aliasCall,
+  binaryCall,
+  binaryStream,
+  engineStream,
+  grpcCall,
+  grpcStream,
+  jsonCall,
+  jsonStream,
+  type Wire,
+  webCall,
+  webStream,
+} from "./wires.ts";
 
-const concurrency = 50;
-const tokensPerCall = 200;
-const tokensPerSecond = 100;
-const measuredMs = Number(process.argv[2] ?? 10) * 1000;
-/** USER_HZ, the unit of /proc/PID/stat: 100 on every Linux that Node runs on. */
-const tickUs = 10_000;
+const isShort = process.argv[2] === "short";
+const repetitions = isShort ? 1 : 3;
+const measuredMs = isShort ? 2500 : 4000;
 
-interface Subject {
-  readonly name: string;
-  readonly file: string;
-  readonly env: Readonly<Record<string, string>>;
-}
+const subjects: Readonly<Record<SubjectName, Subject | undefined>> = {
+  engine: undefined,
+  nginx: startNginx,
+  plain,
+  product,
+  "product, 2 processes": (engine) => startProduct(engine, { PROCESSES: "2" }),
+};
 
-const subjects: readonly Subject[] = [
-  { name: "plain handler", file: "plain-handler.ts", env: {} },
+type Case = readonly [subject: SubjectName, wire: Wire];
+const both = (wire: Wire): readonly Case[] => [
+  ["plain", wire],
+  ["product", wire],
+];
+/** What is compared in one repetition runs in one go. The engine comes first: all others are told beyond it. */
+const outside: readonly Case[] = [
+  ["engine", engineStream],
+  ["nginx", engineStream],
+];
+const twoProcesses = "product, 2 processes";
+
+const plan: readonly {
+  readonly load: Load;
+  readonly repeated: readonly Case[];
+  readonly once?: readonly Case[];
+}[] = [
   {
-    name: "FormDev IA",
-    file: "../../src/main.ts",
-    env: {
-      API_PORT: "0",
-      API_KEYS: `bench:${key}`,
-      RATE_LIMIT_RPM: "1000000",
-      ENGINE_CONCURRENCY: "2000",
-    },
+    load: streams50,
+    repeated: [...outside, ...both(grpcStream), ...both(jsonStream)],
+    once: [...both(binaryStream), ...both(webStream)],
   },
+  { load: streams400, repeated: [...outside, ...both(grpcStream)] },
+  { load: streams1000, repeated: [], once: [...outside, ...both(grpcStream)] },
+  { load: saturated, repeated: [...outside, ...both(grpcStream), [twoProcesses, grpcStream]] },
+  {
+    load: calls10,
+    repeated: [...outside, ...both(jsonCall)],
+    once: [...both(grpcCall), ...both(binaryCall), ...both(webCall), ["product", aliasCall]],
+  },
+  { load: calls64, repeated: [], once: [...outside, ...both(jsonCall), [twoProcesses, jsonCall]] },
 ];
 
-interface Measured {
-  readonly cpuUsPerToken: number;
-  readonly cpuUsPerCall: number;
-  readonly tokensPerSecond: number;
-  readonly firstByteMs: { readonly p50: number; readonly p99: number };
-  readonly rssMb: number;
-  readonly errors: number;
-}
-
-async function main(): Promise<void> {
-  const { model = "unknown" } = cpus()[0] ?? {};
-  print(
-    `${model}, ${cpus().length} cores, Node ${process.version}; ${concurrency} calls at once, ${tokensPerCall} tokens each at ${tokensPerSecond}/s\n`,
-  );
-  print(
-    "| | | CPU µs/token | ratio | CPU µs/call | first byte p50/p99 ms | tokens/s | RSS MB | errors |",
-  );
-  print("|---|---|---|---|---|---|---|---|---|");
-  for (const wire of wires) {
-    let baseline: Measured | undefined;
-    for (const subject of subjects) {
-      const measured = await measure(subject, wire);
-      baseline ??= measured;
-      const ratio = measured.cpuUsPerToken / baseline.cpuUsPerToken;
-      const { p50, p99 } = measured.firstByteMs;
-      print(
-        `| ${wire.name} | ${subject.name} | ${measured.cpuUsPerToken.toFixed(1)} | ${ratio.toFixed(2)} | ${measured.cpuUsPerCall.toFixed(0)} | ${p50.toFixed(1)} / ${p99.toFixed(1)} | ${measured.tokensPerSecond.toFixed(0)} | ${measured.rssMb} | ${measured.errors} |`,
-      );
-    }
-  }
-}
-
-async function measure(subject: Subject, wire: Wire): Promise<Measured> {
-  const engine = await start("engine.ts", {
-    TOKENS: String(tokensPerCall),
-    RATE: String(tokensPerSecond),
-  });
-  const server = await start(subject.file, { ...subject.env, VLLM_URL: engine.url });
-  try {
-    const load = startLoad(server.url, wire, concurrency);
-    await load.warmUp;
-    load.take();
-    const cpuBefore = cpuUs(server.process);
-    const began = performance.now();
-    await new Promise((resolve) => setTimeout(resolve, measuredMs));
-    const { calls, errors, firstByteMs } = load.take();
-    const seconds = (performance.now() - began) / 1000;
-    const cpu = cpuUs(server.process) - cpuBefore;
-    const rssMb = rss(server.process);
-    await load.stop();
-    // Calls end in waves: tokens are what the engine's pace makes them, not what the calls that ended had.
-    const tokens = concurrency * tokensPerSecond * seconds;
-    const sorted = firstByteMs.toSorted((a, b) => a - b);
-    return {
-      cpuUsPerToken: cpu / tokens,
-      cpuUsPerCall: (cpu / tokens) * tokensPerCall,
-      tokensPerSecond: (calls * tokensPerCall) / seconds,
-      firstByteMs: { p50: percentile(sorted, 0.5), p99: percentile(sorted, 0.99) },
-      rssMb,
-      errors,
-    };
-  } finally {
-    server.process.kill("SIGKILL");
-    engine.process.kill("SIGKILL");
-  }
-}
-
-/** Starts a program that prints its address on its first line, alone or in a log line. */
-async function start(
-  file: string,
-  env: Readonly<Record<string, string>>,
-): Promise<{ url: string; process: ChildProcess }> {
-  const { PATH = "" } = process.env;
-  const child = spawn(process.execPath, [join(import.meta.dirname, file)], {
-    env: { PATH, ...env },
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  for await (const line of createInterface(child.stdout)) {
-    const [url] = /http:\/\/[\w.]+:\d+/.exec(line) ?? [];
-    child.stdout.resume();
-    if (url !== undefined) return { url, process: child };
-  }
-  throw new Error(`${file} did not start`);
-}
-
-function cpuUs({ pid }: ChildProcess): number {
-  const fields = readFileSync(`/proc/${pid}/stat`, "utf8").split(") ")[1]?.split(" ") ?? [];
-  return (Number(fields[11]) + Number(fields[12])) * tickUs;
-}
-
-function rss({ pid }: ChildProcess): number {
-  const [, kilobytes] = /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "utf8")) ?? [];
-  return Math.round(Number(kilobytes) / 1024);
-}
-
-function percentile(sorted: readonly number[], share: number): number {
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
-}
+const nginx = nginxVersion();
+const [cpu] = cpus();
+/** Written so that it needs no translation. */
+const machine = `${cpu?.model ?? "unknown CPU"}, ${cpus().length} cores, Linux ${release()}, Node ${process.version}, ${nginx === undefined ? "no nginx" : `nginx ${nginx}`}`;
 
 function print(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
-await main();
+/** Milliseconds from the start of the process to the end of its first answer. */
+async function coldStartMs(): Promise<number> {
+  await using engine = await startEngine(0);
+  const began = performance.now();
+  await using started = await startProduct(engine.url);
+  const tally = new Tally();
+  const caller = createCaller({
+    url: started.url,
+    wire: jsonCall,
+    model: "unpaced",
+    tally: () => tally,
+  });
+  await caller.call(50);
+  const tookMs = performance.now() - began;
+  caller.close();
+  if (tally.errors + tally.lost > 0) throw new Error(tally.problem);
+  return tookMs;
+}
+
+async function runPlan(): Promise<Results> {
+  const results = new Results();
+  const isThere = ([subject]: Case) => subject !== "nginx" || nginx !== undefined;
+  print(machine);
+  if (nginx === undefined) print("nginx is left out: it is not installed (Debian's package nginx)");
+  print(runHeader);
+  for (const { load, repeated, once = [] } of plan) {
+    for (let repetition = 1; repetition <= repetitions; repetition += 1) {
+      const cases = repetition === 1 ? [...repeated, ...once] : repeated;
+      for (const [subject, wire] of cases.filter(isThere)) {
+        const { loop, warmUpMs } = load;
+        const run = await measure(subjects[subject], wire, loop, { warmUpMs, measuredMs });
+        const result = { load, subject, wire: wire.name, repetition, run };
+        results.add(result);
+        print(runRow(result, results));
+        if (run.tally.problem !== undefined) print(`first problem: ${run.tally.problem}`);
+      }
+    }
+  }
+  return results;
+}
+
+const results = await runPlan();
+const coldStarts: number[] = [];
+for (let repetition = 1; repetition <= repetitions; repetition += 1)
+  coldStarts.push(await coldStartMs());
+print("\nThe product's median over the runs (their range), and its target:");
+for (const line of targetLines(results, coldStarts)) print(line);
+for (const language of ["en", "fr"] as const) {
+  const table = `${documentTable(results, coldStarts, language)}\n\n${machine}.`;
+  print(`\n${table}`);
+  if (!isShort) writeDocument(language, table);
+}
