@@ -7,11 +7,11 @@ import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
   cutOff,
-  drained,
   type NodeRequest,
   type NodeResponse,
   stallMs,
   writeHead,
+  written,
 } from "./node-http.ts";
 import { readBody } from "./request-body.ts";
 import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
@@ -82,6 +82,9 @@ function usualWire({ method, headers }: NodeRequest, isStream: boolean): Wire | 
   return wireOf(headers["content-type"] ?? "", isStream);
 }
 
+/** What may wait in Node for a slow reader before its stream waits for it. Node's own mark is four times that. */
+const unsentBytesMax = 16 * 1024;
+
 async function sendStream(
   stream: DirectStream,
   wire: Wire,
@@ -93,9 +96,11 @@ async function sendStream(
   const body = "stream" in response ? response.stream : response;
   let last = wire.end();
   try {
-    if (!body.write(stream.start)) await drained(response, stallMs);
+    body.write(stream.start);
     for await (const part of stream.parts) {
-      if (!body.write(stream.toMessage(part))) await drained(response, stallMs);
+      const message = stream.toMessage(part);
+      if (body.writableLength < unsentBytesMax) body.write(message);
+      else await written(response, message, stallMs);
     }
   } catch (error) {
     if (caller.aborted) throw error;

@@ -45,23 +45,39 @@ export const stallMs = 30_000;
  * for `limitMs`: the connection is then cut, as nothing can be told to a reader that does not read.
  */
 export function drained(response: NodeResponse, limitMs: number): Promise<void> {
+  return taken(response, limitMs, (onTaken) => response.once("drain", onTaken));
+}
+
+/** Writes bytes; resolves when they and all before them are on their way to the reader. Otherwise as `drained`. */
+export function written(response: NodeResponse, bytes: Buffer, limitMs: number): Promise<void> {
+  return taken(response, limitMs, (onTaken) => {
+    if ("stream" in response) response.stream.write(bytes, onTaken);
+    else response.write(bytes, onTaken);
+  });
+}
+
+function taken(
+  response: NodeResponse,
+  limitMs: number,
+  whenTaken: (onTaken: () => void) => void,
+): Promise<void> {
   if (isGone(response)) return Promise.reject(new AppError("canceled", "the caller left"));
   return new Promise((resolve, reject) => {
     const finish = (settle: () => void) => {
       clearTimeout(timer);
-      response.off("drain", onDrain);
+      response.off("drain", onTaken);
       response.off("close", onClose);
       settle();
     };
-    const onDrain = () => finish(resolve);
+    const onTaken = () => finish(resolve);
     const onClose = () => finish(() => reject(new AppError("canceled", "the caller left")));
     const onStall = () => {
       finish(() => reject(new AppError("canceled", `the reader took nothing for ${limitMs} ms`)));
       cutOff(response);
     };
     const timer = setTimeout(onStall, limitMs);
-    response.once("drain", onDrain);
     response.once("close", onClose);
+    whenTaken(onTaken);
   });
 }
 

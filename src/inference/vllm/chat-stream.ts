@@ -206,10 +206,10 @@ const EVENT_STREAM = "text/event-stream";
 const NOTHING_MORE: PartResult = { done: true, value: undefined };
 
 /**
- * Characters that may wait for the consumer before the socket is not read on: the two thousand tokens that they are take
- * about 0.25 MB on the way, and the kernels hold as much again before the engine feels it.
+ * Characters that may wait for the consumer before the socket is not read on. The tokens that they are hold up to 0.1 MB,
+ * and the kernels take as much again and more before the engine feels it.
  */
-const UNREAD_MAX = 8 * 1024;
+const UNREAD_MAX = 2 * 1024;
 
 /** vLLM ends its reply right after `[DONE]`; a connection that does not is not worth waiting for. */
 const DRAIN_MS_MAX = 1_000;
