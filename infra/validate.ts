@@ -184,8 +184,8 @@ async function runTree(tree: string): Promise<void> {
   await once(engine, "listening");
   const gateway = spawn(
     process.execPath,
-    // Nothing may be written, no process started and nothing read outside: what a read-only container allows, and less.
-    ["--permission", `--allow-fs-read=${tree}/*`, "src/main.ts"],
+    // Nothing may be written and nothing read outside, by any of its processes: what a read-only container allows, and less.
+    ["--permission", `--allow-fs-read=${tree}/*`, "--allow-child-process", "src/main.ts"],
     {
       cwd: tree,
       stdio: ["ignore", "pipe", "pipe"],

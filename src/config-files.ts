@@ -1,21 +1,28 @@
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createSecureContext } from "node:tls";
-import { type Config, ConfigError } from "./config.ts";
-import { type ClientKey, parseKeyFile } from "./keys/api-keys.ts";
-import { createKeyRegistry, type KeyRegistry } from "./keys/key-registry.ts";
+import type { Config } from "./config.ts";
+import { ConfigError } from "./errors.ts";
+import type { ClientKey } from "./keys/api-keys.ts";
+import { parseKeyFile } from "./keys/key-file.ts";
+import { createKeyRegistry } from "./keys/key-registry.ts";
 import { Secret } from "./lib/secret.ts";
 import { parseRedisUrl } from "./redis/redis-options.ts";
 import type { TlsFiles } from "./server/listener.ts";
 
-/** What the configuration means once its files are read. */
+/**
+ * What the configuration means once its files are read, and what is made up for this run: read and made once, so that every
+ * process has the same.
+ */
 export interface ResolvedConfig {
-  readonly registry: KeyRegistry;
+  readonly keys: readonly ClientKey[];
   /** Clients that have a key a person could guess. */
   readonly shortKeys: readonly string[];
   /** The key made for this run, when none was configured. */
   readonly generatedKey: Secret | undefined;
   readonly tls: TlsFiles | undefined;
+  /** Keeps what clients share in vLLM's prefix cache apart. */
+  readonly cacheSaltSecret: Buffer;
 }
 
 /** Keys shorter than this are worth a warning: the ones we make have 40 characters. */
@@ -47,7 +54,7 @@ export function resolveConfig(config: Config): ResolvedConfig {
     generatedKey === undefined
       ? [...inline, ...(filed ?? [])]
       : [{ client: "local", key: generatedKey }];
-  const registry = attempt("API_KEYS", () => createKeyRegistry(keys, config.limits));
+  attempt("API_KEYS", () => createKeyRegistry(keys, config.limits));
 
   const { tls: paths } = config.server;
   const cert = paths && attempt("TLS_CERT_FILE", () => readFileSync(paths.certFile));
@@ -65,11 +72,11 @@ export function resolveConfig(config: Config): ResolvedConfig {
   const { redisUrl } = config;
   if (redisUrl !== undefined) attempt("REDIS_URL", () => parseRedisUrl(redisUrl));
 
-  if (registry === undefined || problems.length > 0) throw new ConfigError(problems);
+  if (problems.length > 0) throw new ConfigError(problems);
   const shortKeys = keys.flatMap(({ client, key: secret }) =>
     secret instanceof Secret && secret.reveal().length < shortKey ? [client] : [],
   );
-  return { registry, shortKeys, generatedKey, tls };
+  return { keys, shortKeys, generatedKey, tls, cacheSaltSecret: randomBytes(32) };
 }
 
 function readKeyFile(path: string): readonly ClientKey[] {

@@ -1,6 +1,7 @@
 import { inspect } from "node:util";
 import { describe, expect, it } from "vitest";
-import { ConfigError, parseConfig } from "./config.ts";
+import { parseConfig } from "./config.ts";
+import { ConfigError } from "./errors.ts";
 
 function problemsOf(env: Record<string, string>): readonly string[] {
   try {
@@ -80,6 +81,16 @@ describe("parseConfig", () => {
   it("refuses a default deadline beyond the longest one", () => {
     const env = { REQUEST_TIMEOUT_SECONDS: "60", REQUEST_TIMEOUT_MAX_SECONDS: "30" };
     expect(problemsOf(env)).toHaveLength(1);
+  });
+
+  it("refuses more than one process that would each load the model", () => {
+    const vllm = { VLLM_URL: "http://vllm:8000" };
+    expect(problemsOf({ PROCESSES: "2" })).toEqual([
+      expect.stringContaining("PROCESSES must be 1 without VLLM_URL"),
+    ]);
+    expect(problemsOf({ PROCESSES: "1" })).toEqual([]);
+    expect(problemsOf({ ...vllm, PROCESSES: "64" })).toEqual([]);
+    for (const PROCESSES of ["0", "65"]) expect(problemsOf({ ...vllm, PROCESSES })).toHaveLength(1);
   });
 
   it("never shows a secret, neither in a problem nor when the configuration is printed", () => {

@@ -1,21 +1,10 @@
 import { isIP } from "node:net";
 import { join } from "node:path";
 import { z } from "zod";
+import { ConfigError } from "./errors.ts";
 import { type ClientKey, parseApiKeys } from "./keys/api-keys.ts";
 import { Secret } from "./lib/secret.ts";
-
-/** Every problem of a configuration at once. Its text names variables and rules, never a secret's value. */
-export class ConfigError extends Error {
-  override readonly name = "ConfigError";
-  readonly problems: readonly string[];
-
-  constructor(problems: readonly string[]) {
-    super(
-      `the configuration is not valid:\n${problems.map((problem) => `  - ${problem}`).join("\n")}`,
-    );
-    this.problems = problems;
-  }
-}
+import { processesMax } from "./process-count.ts";
 
 export interface Config {
   readonly server: {
@@ -150,6 +139,9 @@ export const environment = z.object({
     .optional()
     .describe("Sequences that the engine runs for us at once: 64 on vLLM, 2 embedded."),
   QUEUE_LENGTH: int(0, 100_000, 256).describe("Calls that may wait for the engine."),
+  PROCESSES: wholeNumber(1, processesMax)
+    .optional()
+    .describe("Processes that answer on the port: one for each core up to 4, one when embedded."),
   REQUEST_TIMEOUT_SECONDS: int(1, 3600, 300).describe("Deadline of a call that names none."),
   REQUEST_TIMEOUT_MAX_SECONDS: int(1, 3600, 600).describe(
     "The longest deadline; a later one is lowered to it.",
@@ -197,6 +189,11 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
   }
   if ((given.TLS_CERT_FILE === undefined) !== (given.TLS_KEY_FILE === undefined)) {
     problems.push("TLS_CERT_FILE and TLS_KEY_FILE must be set together");
+  }
+  if (given.VLLM_URL === undefined && Number(given.PROCESSES) > 1) {
+    problems.push(
+      "PROCESSES must be 1 without VLLM_URL: each process would load the model into memory again",
+    );
   }
   const timeouts = parsed.data;
   if (timeouts && timeouts.REQUEST_TIMEOUT_SECONDS > timeouts.REQUEST_TIMEOUT_MAX_SECONDS) {
@@ -246,6 +243,13 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
     redisUrl: vars.REDIS_URL === undefined ? undefined : new Secret(vars.REDIS_URL),
     logLevel: vars.LOG_LEVEL,
   });
+}
+
+/** Where clients on this machine reach the service that listens on `port`. */
+export function localUrl({ server: { tls, host } }: Config, port: number): string {
+  const isAny = host === "0.0.0.0" || host === "::";
+  const name = isAny ? "localhost" : host.includes(":") ? `[${host}]` : host;
+  return `${tls === undefined ? "http" : "https"}://${name}:${port}`;
 }
 
 /** Whether listening on this address stays inside the machine. */

@@ -3,13 +3,19 @@ import type { Call } from "./rpc/call.ts";
 
 /** Milliseconds that a line may wait for the next ones: a write for every call would be a tenth of a short one's cost. */
 const logDelayMs = 50;
-const logBufferBytes = 4096;
+const logBufferBytes = 3072;
+/** A pipe takes so many bytes at once (PIPE_BUF): lines of several processes do not mix. A line that is longer may. */
+const logWriteBytes = 4096;
 
-/** JSON lines on standard output; what still waits is written when the process exits. */
+/**
+ * JSON lines on standard output, without what a container knows already (process and host). What still waits is written
+ * when the process exits.
+ */
 export function createLogger(level: string): Logger {
   const out = pino.destination({
     sync: false,
     minLength: logBufferBytes,
+    maxWrite: logWriteBytes,
     periodicFlush: logDelayMs,
   });
   return pino({ level, base: null }, out);
@@ -21,8 +27,19 @@ export function createLogger(level: string): Logger {
  */
 export function createEvents(log: Logger) {
   return {
-    listening(url: string, engine: string) {
-      log.info({ url, engine, node: process.version }, "listening");
+    listening(url: string, engine: string, processes: number) {
+      log.info({ url, engine, processes, node: process.version }, "listening");
+    },
+
+    workerReady(pid: number) {
+      log.debug({ pid }, "a process takes connections");
+    },
+
+    workerEnded(pid: number, reason: string, pauseMs: number) {
+      log.error(
+        { pid, reason, replaced_after_ms: pauseMs },
+        "a process ended: its calls are cut, and it is replaced",
+      );
     },
 
     /** The one line of each call, when its last byte is sent or its caller has gone. */

@@ -13,6 +13,8 @@ interface Module {
   readonly text: string;
   /** What it imports: own modules relative to the repository, packages by name. */
   readonly imports: readonly string[];
+  /** Those that are loaded before it runs: neither types, nor what it imports later. */
+  readonly loads: readonly string[];
 }
 
 const modules: readonly Module[] = readdirSync(src, { recursive: true, encoding: "utf8" })
@@ -20,20 +22,26 @@ const modules: readonly Module[] = readdirSync(src, { recursive: true, encoding:
   .map((path) => {
     const file = join(src, path);
     const text = readFileSync(file, "utf8");
-    const specifiers = [...text.matchAll(/(?:from|import)\s*\(?\s*"([^"]+)"/g)].map(
-      ([, name]) => name ?? "",
-    );
-    const imports = specifiers.map((name) =>
-      name.startsWith(".") ? toPosix(relative(root, resolve(file, "..", name))) : name,
-    );
+    const named = (pattern: RegExp) =>
+      [...text.matchAll(pattern)].map(([, name = ""]) =>
+        name.startsWith(".") ? toPosix(relative(root, resolve(file, "..", name))) : name,
+      );
     const posix = toPosix(path);
-    return { path: posix, area: posix.split("/")[0] ?? posix, text, imports };
+    return {
+      path: posix,
+      area: posix.split("/")[0] ?? posix,
+      text,
+      imports: named(/(?:from|import)\s*\(?\s*"([^"]+)"/g),
+      loads: named(/^(?:import|export)\s(?!type\b)(?:[^;]*?from )?"([^"]+)";/gm),
+    };
   });
 
 const features = ["chat", "model", "health", "keys", "limits", "admission"];
 const adapters = ["src/inference/vllm/", "src/inference/embedded/", "src/redis/"];
 const transports = ["@connectrpc/", "gen/"];
-const programs = ["main.ts", "greeting.ts"];
+/** They run as processes; what else is in `processes/` belongs to them. */
+const programs = ["main.ts", "processes/worker.ts"];
+const composition = ["app.ts", "service.ts", "shared.ts", "main.ts", "processes/"];
 const isHandler = ({ path }: Module) => path.endsWith("-handler.ts");
 const knowsTransport = (module: Module) =>
   ["server", "rpc"].includes(module.area) || isHandler(module);
@@ -47,12 +55,22 @@ function breaches(from: readonly Module[], forbidden: readonly string[]): string
   );
 }
 
+/** Everything that is loaded together with a module of ours. */
+function loadedBy(path: string, loaded = new Set<string>()): ReadonlySet<string> {
+  for (const name of modules.find((module) => module.path === path)?.loads ?? []) {
+    if (loaded.has(name)) continue;
+    loaded.add(name);
+    if (name.startsWith("src/")) loadedBy(name.slice("src/".length), loaded);
+  }
+  return loaded;
+}
+
 describe("the direction of imports", () => {
   it("sees the modules and their imports, so that the other checks mean something", () => {
     expect(modules.length).toBeGreaterThan(30);
-    const app = modules.find(({ path }) => path === "app.ts");
-    expect(app?.imports).toContain("src/chat/chat.ts");
-    expect(app?.imports).toContain("pino");
+    const importsOf = (name: string) => modules.find(({ path }) => path === name)?.imports;
+    expect(importsOf("service.ts")).toContain("src/chat/chat.ts");
+    expect(importsOf("events.ts")).toContain("pino");
   });
 
   it("lets only server/, rpc/ and the handlers know transports and generated code", () => {
@@ -85,11 +103,11 @@ describe("the direction of imports", () => {
     expect(ours).toEqual([]);
   });
 
-  it("lets nobody but the programs import the composition root", () => {
+  it("lets nobody but the programs and what composes them import the composition", () => {
     expect(
       breaches(
-        modules.filter(({ path }) => !programs.includes(path)),
-        ["src/app.ts", "src/main.ts"],
+        modules.filter(({ path }) => !composition.some((part) => path.startsWith(part))),
+        composition.map((part) => `src/${part}`),
       ),
     ).toEqual([]);
   });
@@ -98,8 +116,20 @@ describe("the direction of imports", () => {
     const touching = modules.filter(({ text }) =>
       /\bprocess\.(env|on|once|exit|exitCode|argv|std(out|err|in))\b/.test(text),
     );
-    expect(touching.map(({ path }) => path)).toEqual(["main.ts"]);
+    expect(touching.map(({ path }) => path)).toEqual(programs);
   });
+
+  it.each([
+    ["main.ts", [""]],
+    ["processes/primary.ts", ["@connectrpc/", "@bufbuild/", "undici", "ioredis"]],
+    ["processes/worker.ts", ["zod", "rate-limiter-flexible", "ioredis"]],
+  ])(
+    "loads no package for %s that starts with %j: a start takes as long as its modules",
+    (path, starts) => {
+      const packages = [...loadedBy(path)].filter((name) => !/^(src\/|gen\/|node:)/.test(name));
+      expect(packages.filter((name) => starts.some((start) => name.startsWith(start)))).toEqual([]);
+    },
+  );
 
   it("loads llama.cpp by a dynamic import alone, in its own folder", () => {
     const loading = modules.filter(({ text }) => text.includes("node-llama-cpp"));

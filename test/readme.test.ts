@@ -72,6 +72,6 @@ describe("README.md", () => {
         initial.success && initial.data !== undefined ? String(initial.data) : undefined,
       ];
     });
-    expect(listed).toEqual(Object.fromEntries(expected));
+    expect(listed).toStrictEqual(Object.fromEntries(expected));
   });
 });

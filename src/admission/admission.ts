@@ -10,6 +10,10 @@ export interface Admission {
    * both cases nothing stays taken.
    */
   enter(signal: AbortSignal): Promise<Disposable>;
+}
+
+/** An admission that decides by itself. */
+export interface AdmissionQueue extends Admission {
   /** Calls that have a sequence now. */
   readonly running: number;
   /** Calls that wait now. */
@@ -26,7 +30,7 @@ const retryAfterMs = 1000;
 export function createAdmission(options: {
   readonly concurrency: number;
   readonly queueLength: number;
-}): Admission {
+}): AdmissionQueue {
   let running = 0;
   // A Set keeps the order of arrival and lets a waiter leave from the middle at no cost.
   const queue = new Set<() => void>();

@@ -1,4 +1,3 @@
-import { z } from "zod";
 import { Secret } from "../lib/secret.ts";
 
 /** One key of one client, as configured: the key itself, or its SHA-256 in hex. */
@@ -11,13 +10,14 @@ export interface ClientKey {
 }
 
 /** Client names go into logs, metrics and limiter keys: short, and without separators. */
-const clientPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
+export const clientPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 
 /** Printable ASCII without space, comma and colon, which separate keys here and in HTTP headers. */
 export const keyPattern = /^[!-+\--9;-~]{4,256}$/;
 
-const keyRule = "keys must have 4 to 256 printable ASCII characters, without space, comma or colon";
-const clientRule = "client names must have 1 to 64 letters, digits, '.', '_' or '-'";
+export const keyRule =
+  "keys must have 4 to 256 printable ASCII characters, without space, comma or colon";
+export const clientRule = "client names must have 1 to 64 letters, digits, '.', '_' or '-'";
 
 /**
  * Reads `clientA:key1,clientB:key2`. A client that occurs twice has two keys, so that a new key can be rolled out before
@@ -40,50 +40,4 @@ export function parseApiKeys(text: string): { keys: ClientKey[]; problems: strin
   }
   if (text !== "" && keys.length === 0 && problems.length === 0) problems.push("has no client:key");
   return { keys, problems };
-}
-
-const keyFile = z.strictObject({
-  clients: z
-    .array(
-      z.strictObject({
-        id: z.string().regex(clientPattern, clientRule),
-        keys: z
-          .array(
-            z
-              .string()
-              .refine((key) => /^sha256:[0-9a-f]{64}$/.test(key) || keyPattern.test(key), keyRule),
-          )
-          .min(1, "must have at least one key"),
-        rpm: z.int().min(1).max(1_000_000).optional(),
-        max_tokens: z.int().min(1).max(131_072).optional(),
-      }),
-    )
-    .min(1, "must have at least one client"),
-});
-
-/**
- * Reads the JSON of API_KEYS_FILE: `{"clients": [{"id", "keys", "rpm"?, "max_tokens"?}]}`. A key is the key itself or
- * `sha256:` and the hex digest of it, so that the file need not hold a secret.
- */
-export function parseKeyFile(text: string): { keys: ClientKey[]; problems: string[] } {
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch {
-    return { keys: [], problems: ["is not JSON"] };
-  }
-  const parsed = keyFile.safeParse(json);
-  if (!parsed.success) {
-    const problems = parsed.error.issues.map((issue) => `${issue.path.join(".")} ${issue.message}`);
-    return { keys: [], problems };
-  }
-  const keys = parsed.data.clients.flatMap((client) =>
-    client.keys.map((key) => ({
-      client: client.id,
-      key: key.startsWith("sha256:") ? { sha256: key.slice("sha256:".length) } : new Secret(key),
-      ...(client.rpm !== undefined && { rpm: client.rpm }),
-      ...(client.max_tokens !== undefined && { maxTokens: client.max_tokens }),
-    })),
-  );
-  return { keys, problems: [] };
 }

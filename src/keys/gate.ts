@@ -1,6 +1,6 @@
 import { AppError } from "../errors.ts";
-import type { FailedAttempts } from "../limits/failed-attempts.ts";
-import type { RateLimitDecision, RateLimiter } from "../limits/rate-limit.ts";
+import type { CallLimits } from "../limits/call-limits.ts";
+import type { RateLimitDecision } from "../limits/rate-limit.ts";
 import type { Client, KeyRegistry } from "./key-registry.ts";
 
 /** What the gate decided. */
@@ -31,35 +31,47 @@ const unauthenticated = "an API key is needed: send it as X-API-Key or as Author
  */
 export function createGate(options: {
   readonly registry: KeyRegistry;
-  readonly failedAttempts: FailedAttempts;
-  readonly rateLimiter: RateLimiter;
+  readonly limits: CallLimits;
 }): Gate {
-  const { registry, failedAttempts, rateLimiter } = options;
-  return {
-    async admit({ key, address, metered }) {
-      const blockedMs = failedAttempts.blockedMs(address);
-      if (blockedMs > 0) {
-        const refusal = new AppError(
-          "exhausted",
-          "too many calls with a wrong API key came from this address: try again later",
-          { retryAfterMs: blockedMs },
-        );
-        return { refusal };
-      }
-      const client = registry.identify(key);
-      if (client === undefined) {
-        failedAttempts.record(address);
-        return { refusal: new AppError("unauthenticated", unauthenticated) };
-      }
-      if (!metered) return { client };
-      const rate = await rateLimiter.consume(client);
-      if (rate.allowed) return { client, rate };
+  const { registry, limits } = options;
+
+  const decide = async (
+    client: Client | undefined,
+    address: string,
+    metered: boolean,
+  ): Promise<Access> => {
+    const { blockedMs, rate } = await limits.check({
+      address,
+      metered,
+      ...(client !== undefined && { client: { id: client.id, rpm: client.rpm } }),
+    });
+    if (blockedMs > 0) {
       const refusal = new AppError(
         "exhausted",
-        `the limit of ${rate.limit} requests a minute is reached: try again later`,
-        { retryAfterMs: rate.retryAfterMs },
+        "too many calls with a wrong API key came from this address: try again later",
+        { retryAfterMs: blockedMs },
       );
-      return { client, rate, refusal };
+      return { refusal };
+    }
+    if (client === undefined) return { refusal: new AppError("unauthenticated", unauthenticated) };
+    if (rate === undefined) return { client };
+    if (rate.allowed) return { client, rate };
+    const refusal = new AppError(
+      "exhausted",
+      `the limit of ${rate.limit} requests a minute is reached: try again later`,
+      { retryAfterMs: rate.retryAfterMs },
+    );
+    return { client, rate, refusal };
+  };
+
+  return {
+    async admit({ key, address, metered }) {
+      try {
+        return await decide(registry.identify(key), address, metered);
+      } catch (error) {
+        if (error instanceof AppError) return { refusal: error };
+        return { refusal: new AppError("internal", "the gate failed", { cause: error }) };
+      }
     },
   };
 }

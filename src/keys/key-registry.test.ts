@@ -1,7 +1,8 @@
 import { createHash } from "node:crypto";
 import { inspect } from "node:util";
 import { describe, expect, it } from "vitest";
-import { parseApiKeys, parseKeyFile } from "./api-keys.ts";
+import { parseApiKeys } from "./api-keys.ts";
+import { parseKeyFile } from "./key-file.ts";
 import { createKeyRegistry } from "./key-registry.ts";
 
 const defaults = { rpm: 60, maxTokens: 4096 };

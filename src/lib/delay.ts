@@ -8,3 +8,9 @@ export async function delay(ms: number, signal: AbortSignal): Promise<void> {
     throw signal.reason;
   }
 }
+
+/** Resolves when `signal` aborts. */
+export async function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+}

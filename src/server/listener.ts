@@ -44,27 +44,28 @@ export interface TlsFiles {
   readonly key: Buffer;
 }
 
+/** Serves HTTP/1.1 and HTTP/2: told apart by the connection preface in cleartext, by ALPN under TLS. */
 export interface Listener {
-  /** Where it listens: the port is the one given, or the free one that was taken for 0. */
-  readonly address: AddressInfo;
+  /**
+   * Listens on one port. Resolves with where: the port is the one given, or the free one that was taken for 0. Rejects when
+   * the address is taken.
+   */
+  listen(host: string, port: number): Promise<AddressInfo>;
+  /** Serves a connection that another process has accepted. Beyond the bound, and during a drain, it is closed. */
+  take(socket: Socket): void;
   /** Takes no new connections. Resolves when the running calls are over and their connections closed. */
   drain(): Promise<void>;
   /** Cuts whatever is still open. Resolves when every socket is closed. */
   close(): Promise<void>;
 }
 
-/**
- * Listens on one port for HTTP/1.1 and HTTP/2: told apart by the connection preface in cleartext, by ALPN under TLS.
- * Rejects when the address is taken.
- */
-export async function listen(options: {
-  readonly host: string;
-  readonly port: number;
+export function createListener(options: {
   readonly tls: TlsFiles | undefined;
   readonly handler: NodeHandler;
-}): Promise<Listener> {
+}): Listener {
   const sockets = new Set<Socket>();
   const sessions = new Set<ServerHttp2Session>();
+  let draining = false;
   const track = (socket: Socket) => {
     sockets.add(socket);
     socket.on("error", ignore).once("close", () => sockets.delete(socket));
@@ -82,16 +83,22 @@ export async function listen(options: {
   server.maxConnections = limits.connections;
   server.on("connection", track);
 
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", reject);
-    server.listen(options.port, options.host, () => resolve());
-  });
-  const address = server.address();
-  if (address === null || typeof address === "string") throw new Error("the listener has no port");
-
   return {
-    address,
+    async listen(host, port) {
+      await new Promise<void>((resolve, reject) => {
+        server.once("error", reject);
+        server.listen(port, host, () => resolve());
+      });
+      const address = server.address();
+      if (address === null || typeof address === "string") throw new Error("there is no port");
+      return address;
+    },
+    take(socket) {
+      if (draining || sockets.size >= limits.connections) socket.destroy();
+      else server.emit("connection", socket);
+    },
     async drain() {
+      draining = true;
       server.close();
       for (const session of sessions) session.close();
       undecided?.forEach((socket) => {
@@ -159,8 +166,7 @@ function cleartext(
       done: () => undecided.delete(socket),
     });
   });
-  // A server that never listens enforces none of its time limits: their interval starts on this event.
-  http1.emit("listening");
+  enforceTimeLimits(http1);
   return { server, http1, undecided };
 }
 
@@ -182,6 +188,7 @@ function encrypted(
   );
   server.on("session", onSession);
   server.on("tlsClientError", ignore);
+  enforceTimeLimits(server);
   // With allowHTTP1 the server has this method; its types do not tell.
   const closeIdleConnections = () => {
     if ("closeIdleConnections" in server && typeof server.closeIdleConnections === "function") {
@@ -189,6 +196,11 @@ function encrypted(
     }
   };
   return { server, http1: { closeIdleConnections, close: () => server.close() } };
+}
+
+/** A server that never listens itself enforces none of HTTP/1.1's time limits: their interval starts on this event. */
+function enforceTimeLimits(server: { emit(event: "listening"): boolean }): void {
+  server.emit("listening");
 }
 
 function ignore() {}

@@ -1,4 +1,4 @@
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readdir, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -38,6 +38,26 @@ describe("the start", () => {
     const client = createClient(ChatService, transportFor("Connect JSON", url, made));
     expect((await client.chat(hello)).message?.content).not.toBe("");
     expect(program.output().split(made)).toHaveLength(2);
+  });
+
+  it("leaves what it has compiled in the user's cache folder, for the next start of all its processes", async () => {
+    const home = await mkdtemp(join(tmpdir(), "formdev-home-"));
+    const env = { HOME: home, NODE_COMPILE_CACHE: "", PROCESSES: "2" };
+    for (const run of ["the first", "the next"]) {
+      await using program = start(env);
+      await program.printed(listening);
+      program.process.kill("SIGTERM");
+      expect(await program.ended, run).toBe(0);
+    }
+    const [version = ""] = await readdir(join(home, ".cache/formdev/compiled"));
+    const files = await readdir(join(home, ".cache/formdev/compiled", version));
+    expect(files.length).toBeGreaterThan(100);
+    await rm(home, { recursive: true });
+  });
+
+  it("starts also where it cannot leave anything", async () => {
+    await using program = start({ HOME: "/dev/null", NODE_COMPILE_CACHE: "" });
+    await program.printed(listening);
   });
 
   it("says everything that is wrong with the configuration at once, without a secret, and fails", async () => {

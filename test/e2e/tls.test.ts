@@ -12,6 +12,7 @@ import {
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
+import { startProgram } from "../support/program.ts";
 import { ask, head, openRaw } from "../support/raw-http.ts";
 import { preface } from "../support/raw-http2.ts";
 import { erpKey, startApp, type TestApp } from "../support/start-app.ts";
@@ -160,6 +161,24 @@ describe.skipIf(openssl === undefined)("the port under TLS", () => {
     expect(performance.now() - start).toBeGreaterThan(8000);
     expect(performance.now() - start).toBeLessThan(15_000);
   }, 20_000);
+
+  it("is served by several processes, with the same limits of time", async () => {
+    const env = { VLLM_URL: vllm.url.href, API_KEYS: `erp:${erpKey}`, PROCESSES: "2" };
+    await using program = startProgram({ ...env, ...certificate, LOG_LEVEL: "debug" });
+    const [, baseUrl = ""] = await program.printed(/"url":"(https:[^"]+)"/);
+    await program.printed(/(a process takes connections[\s\S]*){2}/);
+    const options = { baseUrl, nodeOptions: { ca } };
+    await expectAnswer(createGrpcTransport(options));
+    await expectAnswer(createConnectTransport({ ...options, httpVersion: "1.1" }));
+    const start = performance.now();
+    const { port } = new URL(baseUrl);
+    const slow = connect({ host: "127.0.0.1", port: Number(port), ca });
+    using _ = closing(slow);
+    await once(slow, "secureConnect");
+    slow.resume().write("GET /health HTTP/1.1\r\nHost: local");
+    await once(slow, "close");
+    expect(performance.now() - start).toBeGreaterThan(8000);
+  }, 30_000);
 
   it("does not start with a certificate that cannot be used", async () => {
     const missing = { ...certificate, TLS_CERT_FILE: join(folder, "missing.pem") };

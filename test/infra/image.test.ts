@@ -16,7 +16,7 @@ describe("infra/Dockerfile", () => {
       /^FROM node:(\d+)\.(\d+)\.(\d+)-\S+ AS node$/.exec(base ?? "") ?? [];
     expect(Number(major)).toBe(24);
     expect(Number(minor) * 1000 + Number(patch)).toBeGreaterThanOrEqual(22_001);
-    for (const stage of stages) expect(stage).toMatch(/^FROM node( AS \w+)?$/);
+    for (const stage of stages) expect(stage).toMatch(/^FROM (node|gateway)( AS \w+)?$/);
   });
 
   it("installs what the lock file says, without development and optional packages and without their scripts", () => {

@@ -8,15 +8,24 @@ export interface Program extends AsyncDisposable {
   readonly output: () => string;
   /** Resolves with the first match of `pattern` in what it prints; rejects when it ends without. */
   printed(pattern: RegExp): Promise<RegExpExecArray>;
-  /** Resolves with the exit code, or the name of the signal that ended it. */
+  /** Sends a signal to it and to every process it has started, as a terminal does. */
+  signalAll(signal: NodeJS.Signals): void;
+  /** Resolves with the exit code, or the name of the signal that ended it, when the processes it has started are gone too. */
   readonly ended: Promise<number | string>;
 }
+
+/** Of earlier runs, so that a test does not wait for the compiler each time. */
+const compiled = join(import.meta.dirname, "../../node_modules/.cache/formdev-compiled");
 
 /** `npm start` without npm: the program in a process of its own, with these variables and no others. */
 export function startProgram(env: Readonly<Record<string, string>>): Program {
   const main = join(import.meta.dirname, "../../src/main.ts");
   const { PATH = "" } = process.env;
-  const child = spawn(process.execPath, [main], { env: { PATH, API_PORT: "0", ...env } });
+  // A group of its own, so that all its processes can be signalled, and none of ours.
+  const child = spawn(process.execPath, [main], {
+    env: { PATH, API_PORT: "0", NODE_COMPILE_CACHE: compiled, ...env },
+    detached: true,
+  });
   let output = "";
   const waiting = new Set<() => void>();
   const onOutput = (chunk: Buffer) => {
@@ -25,11 +34,16 @@ export function startProgram(env: Readonly<Record<string, string>>): Program {
   };
   child.stdout.on("data", onOutput);
   child.stderr.on("data", onOutput);
+  const signalAll = (signal: NodeJS.Signals) => {
+    if (child.pid !== undefined && child.stdout.readable) process.kill(-child.pid, signal);
+  };
+  // Its processes share its output, which closes with the last of them.
   const ended = once(child, "close").then(([code, signal]) => code ?? signal);
 
   return {
     process: child,
     output: () => output,
+    signalAll,
     ended,
     printed: (pattern) =>
       new Promise((resolve, reject) => {
@@ -44,7 +58,7 @@ export function startProgram(env: Readonly<Record<string, string>>): Program {
         ended.then(() => reject(new Error(`it ended without ${pattern}:\n${output}`)), reject);
       }),
     async [Symbol.asyncDispose]() {
-      child.kill("SIGKILL");
+      signalAll("SIGKILL");
       await ended;
     },
   };

@@ -1,0 +1,49 @@
+import { z } from "zod";
+import { Secret } from "../lib/secret.ts";
+import { type ClientKey, clientPattern, clientRule, keyPattern, keyRule } from "./api-keys.ts";
+
+const keyFile = z.strictObject({
+  clients: z
+    .array(
+      z.strictObject({
+        id: z.string().regex(clientPattern, clientRule),
+        keys: z
+          .array(
+            z
+              .string()
+              .refine((key) => /^sha256:[0-9a-f]{64}$/.test(key) || keyPattern.test(key), keyRule),
+          )
+          .min(1, "must have at least one key"),
+        rpm: z.int().min(1).max(1_000_000).optional(),
+        max_tokens: z.int().min(1).max(131_072).optional(),
+      }),
+    )
+    .min(1, "must have at least one client"),
+});
+
+/**
+ * Reads the JSON of API_KEYS_FILE: `{"clients": [{"id", "keys", "rpm"?, "max_tokens"?}]}`. A key is the key itself or
+ * `sha256:` and the hex digest of it, so that the file need not hold a secret.
+ */
+export function parseKeyFile(text: string): { keys: ClientKey[]; problems: string[] } {
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch {
+    return { keys: [], problems: ["is not JSON"] };
+  }
+  const parsed = keyFile.safeParse(json);
+  if (!parsed.success) {
+    const problems = parsed.error.issues.map((issue) => `${issue.path.join(".")} ${issue.message}`);
+    return { keys: [], problems };
+  }
+  const keys = parsed.data.clients.flatMap((client) =>
+    client.keys.map((key) => ({
+      client: client.id,
+      key: key.startsWith("sha256:") ? { sha256: key.slice("sha256:".length) } : new Secret(key),
+      ...(client.rpm !== undefined && { rpm: client.rpm }),
+      ...(client.max_tokens !== undefined && { maxTokens: client.max_tokens }),
+    })),
+  );
+  return { keys, problems: [] };
+}

@@ -1,0 +1,42 @@
+import type { Config } from "../config.ts";
+import type { ResolvedConfig } from "../config-files.ts";
+import type { HealthSource } from "../health/health.ts";
+import type { Engine } from "../inference/engine.ts";
+import type { CallLimits } from "../limits/call-limits.ts";
+
+/** What the primary answers to a worker, and what a worker tells it. */
+export interface PrimarySide {
+  /** Whether a call may be made. */
+  readonly check: CallLimits["check"];
+  /**
+   * Waits for a sequence of the engine under a number of the worker's choice; resolves when it has one. Whatever becomes of
+   * it, `leave` with that number gives back what the number stands for, a place in the queue or a sequence: so it does not
+   * matter which message comes first when a worker leaves while the primary admits it.
+   */
+  enter(ticket: number): Promise<null>;
+  leave(ticket: number): void;
+  /** Whether the store of this name works. */
+  checkStore(name: string): Promise<null>;
+  /** The worker takes connections. */
+  ready(engine: Engine["kind"]): void;
+  /** The worker has the connection that it was handed, and can be handed the next one. */
+  took(_: null): void;
+  /** The worker could not start, for this reason, and ends. */
+  failed(reason: string): void;
+}
+
+/** What a worker is told, beside the connections that it is handed. */
+export interface WorkerSide {
+  /** First of all: a packed `Setup`. */
+  start(setup: string): void;
+  /** To finish its calls and end. */
+  drain(_: null): void;
+}
+
+/** What a worker needs to know: what the primary has read and made, so that all workers have the same. */
+export interface Setup {
+  readonly config: Config;
+  readonly resolved: ResolvedConfig;
+  /** The stores that the primary's decisions need. */
+  readonly stores: readonly Pick<HealthSource, "name" | "optional">[];
+}
