@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { join } from "node:path";
+import { onTestFinished } from "vitest";
 
 export interface Program extends AsyncDisposable {
   readonly process: ChildProcess;
@@ -17,7 +18,7 @@ export interface Program extends AsyncDisposable {
 /** Of earlier runs, so that a test does not wait for the compiler each time. */
 const compiled = join(import.meta.dirname, "../../node_modules/.cache/formdev-compiled");
 
-/** `npm start` without npm: the program in a process of its own, with these variables and no others. */
+/** `npm start` without npm: the program in a process of its own, with these variables and no others. For the time of a test. */
 export function startProgram(env: Readonly<Record<string, string>>): Program {
   const main = join(import.meta.dirname, "../../src/main.ts");
   const { PATH = "" } = process.env;
@@ -37,6 +38,9 @@ export function startProgram(env: Readonly<Record<string, string>>): Program {
   const signalAll = (signal: NodeJS.Signals) => {
     if (child.pid !== undefined && child.stdout.readable) process.kill(-child.pid, signal);
   };
+  const kill = () => signalAll("SIGKILL");
+  // A test that is given up after its time disposes of nothing.
+  onTestFinished(kill);
   // Its processes share its output, which closes with the last of them.
   const ended = once(child, "close").then(([code, signal]) => code ?? signal);
 
@@ -58,7 +62,7 @@ export function startProgram(env: Readonly<Record<string, string>>): Program {
         ended.then(() => reject(new Error(`it ended without ${pattern}:\n${output}`)), reject);
       }),
     async [Symbol.asyncDispose]() {
-      signalAll("SIGKILL");
+      kill();
       await ended;
     },
   };

@@ -115,10 +115,20 @@ export class VllmChatStream
     if (reader.eventCount > eventCount) this.#onProgress();
     if (reader.parts.unread > UNREAD_MAX && !this.#paused && !reader.done) {
       this.#paused = true;
-      this.#stall?.pause();
-      this.#exchange?.pause();
+      queueMicrotask(this.#pause);
     }
   }
+
+  /**
+   * Only now that all of what was read is parsed: undici puts back what is left of a read when it is stopped within it, and
+   * reads on by one more each time, without a bound for a consumer that is always a little slower.
+   */
+  readonly #pause = (): void => {
+    if (!this.#paused || this.#state === "over") return;
+    this.#reader.parts.compact();
+    this.#stall?.pause();
+    this.#exchange?.pause();
+  };
 
   onEnd(): void {
     if (this.#refusal !== undefined) this.#fail(this.#refusal.toError());
@@ -206,8 +216,8 @@ const EVENT_STREAM = "text/event-stream";
 const NOTHING_MORE: PartResult = { done: true, value: undefined };
 
 /**
- * Characters that may wait for the consumer before the socket is not read on. The tokens that they are hold up to 0.1 MB,
- * and the kernels take as much again and more before the engine feels it.
+ * Characters that may wait for the consumer before the socket is not read on; what the last read brought comes on top. The
+ * kernels take many times as much before the engine feels it.
  */
 const UNREAD_MAX = 2 * 1024;
 

@@ -39,10 +39,26 @@ export class PartQueue {
     return part;
   }
 
+  /**
+   * Lets go of what the parts were made of: a text that was joined from pieces keeps each of them, and a piece the whole
+   * event that it was cut from, which is twenty times as large.
+   */
+  compact(): void {
+    for (const part of this.#parts) {
+      if (part.type === "tool-call-delta") part.arguments = copyOf(part.arguments);
+      else if (part.type !== "end") part.text = copyOf(part.text);
+    }
+  }
+
   clear(): void {
     this.#parts.length = 0;
     this.unread = 0;
   }
+}
+
+/** The same well-formed text, in memory of its own. */
+function copyOf(text: string): string {
+  return Buffer.from(text).toString();
 }
 
 type Mutable<Part> = Part extends unknown ? { -readonly [Key in keyof Part]: Part[Key] } : never;
