@@ -138,7 +138,9 @@ export const environment = z.object({
   ENGINE_CONCURRENCY: wholeNumber(1, 4096)
     .optional()
     .describe("Sequences that the engine runs for us at once: 64 on vLLM, 2 embedded."),
-  QUEUE_LENGTH: int(0, 100_000, 256).describe("Calls that may wait for the engine."),
+  QUEUE_LENGTH: int(0, 100_000, 256).describe(
+    "Calls that may wait for the engine, half of them from one client at most.",
+  ),
   PROCESSES: wholeNumber(1, processesMax)
     .optional()
     .describe("Processes that answer on the port: one for each core up to 4, one when embedded."),

@@ -1,17 +1,43 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { createAdmission } from "./admission.ts";
+import { type AdmissionCall, batchTurn, createAdmission, type Lease } from "./admission.ts";
 
 const never = new AbortController().signal;
+const call = (overrides: Partial<AdmissionCall> = {}): AdmissionCall => ({
+  client: "erp",
+  class: "interactive",
+  weight: 1,
+  tokens: 100,
+  ...overrides,
+});
+
+/** One sequence that is taken, and who is admitted in which order once it is given back. */
+async function createCrowd() {
+  const admission = createAdmission({ concurrency: 1, queueLength: 1000 });
+  const first = await admission.enter(call({ client: "first" }), never);
+  const order: string[] = [];
+  const enter = (given: Partial<AdmissionCall>, cost?: number) =>
+    admission.enter(call(given), never).then((lease) => {
+      order.push(given.client ?? "");
+      if (cost !== undefined) lease.settle(cost);
+      lease[Symbol.dispose]();
+    });
+  const run = async (calls: readonly Promise<void>[]) => {
+    first[Symbol.dispose]();
+    await Promise.all(calls);
+    return order;
+  };
+  return { enter, run };
+}
 
 describe("admission", () => {
   it("lets as many in as the engine has sequences, and the others in the order they came", async () => {
     const admission = createAdmission({ concurrency: 2, queueLength: 10 });
-    const first = await admission.enter(never);
-    await admission.enter(never);
+    const first = await admission.enter(call(), never);
+    await admission.enter(call(), never);
     const order: string[] = [];
     const enterAs = async (name: string) => {
-      const slot = await admission.enter(never);
+      const slot = await admission.enter(call(), never);
       order.push(name);
       return slot;
     };
@@ -26,10 +52,114 @@ describe("admission", () => {
     expect(admission).toMatchObject({ running: 2, waiting: 0 });
   });
 
+  it("gives the next sequence to the client that has had least", async () => {
+    const { enter, run } = await createCrowd();
+    const batch = Array.from({ length: 4 }, () => enter({ client: "flood" }));
+    const late = enter({ client: "chat" });
+    expect(await run([...batch, late])).toEqual(["flood", "chat", "flood", "flood", "flood"]);
+  });
+
+  it("shares by weight", async () => {
+    const { enter, run } = await createCrowd();
+    const calls = Array.from({ length: 400 }, (_, index) =>
+      enter({ client: index % 2 === 0 ? "heavy" : "light", weight: index % 2 === 0 ? 3 : 1 }),
+    );
+    const order = (await run(calls)).slice(0, 200);
+    expect(order.filter((client) => client === "heavy")).toHaveLength(150);
+  });
+
+  it("counts what calls have really cost, so that nobody gains by what it announces", async () => {
+    const { enter, run } = await createCrowd();
+    const calls = Array.from({ length: 100 }, () => [
+      enter({ client: "modest", tokens: 1 }, 300),
+      enter({ client: "honest", tokens: 100 }, 100),
+    ]).flat();
+    const order = (await run(calls)).slice(0, 100);
+    expect(order.filter((client) => client === "modest")).toHaveLength(25);
+  });
+
+  it("keeps no credit for a client that was idle", async () => {
+    const { enter, run } = await createCrowd();
+    const early = enter({ client: "idle" });
+    const busy = Array.from({ length: 20 }, () => enter({ client: "busy" }));
+    // Nine calls later: it has its share from now on, and not what it has left to the other.
+    const late = busy[9]?.then(() =>
+      Promise.all(Array.from({ length: 4 }, () => enter({ client: "idle" }))),
+    );
+    const order = await run([early, ...busy]);
+    await late;
+    expect(order.slice(0, 2)).toEqual(["idle", "busy"]);
+    const returned = order.indexOf("idle", 1);
+    expect(order.slice(returned, returned + 7)).toEqual([
+      "idle",
+      "busy",
+      "idle",
+      "busy",
+      "idle",
+      "busy",
+      "idle",
+    ]);
+  });
+
+  it("prefers persons, and gives a batch its turn all the same", async () => {
+    const { enter, run } = await createCrowd();
+    const batch = Array.from({ length: 3 }, () => enter({ client: "batch", class: "batch" }));
+    const chats = Array.from({ length: 20 }, () => enter({ client: "chat" }));
+    const order = await run([...batch, ...chats]);
+    expect(order.flatMap((client, index) => (client === "batch" ? [index + 1] : []))).toEqual([
+      batchTurn,
+      2 * batchTurn,
+      23,
+    ]);
+  });
+
+  it("lets one client have half of the queue, and each further one half of what is left", async () => {
+    const admission = createAdmission({ concurrency: 1, queueLength: 12 });
+    const leases = [admission.enter(call(), never)];
+    const fill = async (client: string) => {
+      for (let entered = 0; ; entered += 1) {
+        const before = admission.waiting;
+        const asked = admission.enter(call({ client }), never);
+        if (admission.waiting > before) leases.push(asked);
+        else {
+          await expect(asked).rejects.toMatchObject({ kind: "exhausted" });
+          return entered;
+        }
+      }
+    };
+    expect(await fill("one")).toBe(6);
+    expect(await fill("two")).toBe(3);
+    await expect(admission.enter(call({ client: "one" }), never)).rejects.toThrow("of this client");
+    expect(await fill("three")).toBe(2);
+    expect(await fill("four")).toBe(1);
+    await Promise.all(leases.map(async (lease) => (await lease)[Symbol.dispose]()));
+    expect(admission).toMatchObject({ running: 0, waiting: 0 });
+  });
+
+  it.each([
+    [1, 1000],
+    [4000, 8000],
+    [600_000, 60_000],
+  ])(
+    "says, when calls keep a sequence for %i ms, to come back after %i ms",
+    async (keptMs, expected) => {
+      let now = 0;
+      const admission = createAdmission({ concurrency: 1, queueLength: 1, clock: () => now });
+      const first = await admission.enter(call(), never);
+      now += keptMs;
+      first[Symbol.dispose]();
+      await admission.enter(call(), never);
+      admission.enter(call(), never).catch(() => undefined);
+      await expect(admission.enter(call(), never)).rejects.toMatchObject({
+        retryAfterMs: expected,
+      });
+    },
+  );
+
   it("refuses at once when the queue is full, and says when to come back", async () => {
     const admission = createAdmission({ concurrency: 1, queueLength: 0 });
-    await admission.enter(never);
-    await expect(admission.enter(never)).rejects.toMatchObject({
+    await admission.enter(call(), never);
+    await expect(admission.enter(call(), never)).rejects.toMatchObject({
       kind: "exhausted",
       retryAfterMs: 1000,
     });
@@ -38,12 +168,12 @@ describe("admission", () => {
 
   it("forgets who gave up waiting, and rejects with the reason", async () => {
     const admission = createAdmission({ concurrency: 1, queueLength: 1 });
-    const first = await admission.enter(never);
+    const first = await admission.enter(call(), never);
     const gone = new AbortController();
-    const waiting = admission.enter(gone.signal);
+    const waiting = admission.enter(call(), gone.signal);
     gone.abort(new Error("left"));
     await expect(waiting).rejects.toThrow("left");
-    await expect(admission.enter(gone.signal)).rejects.toThrow("left");
+    await expect(admission.enter(call(), gone.signal)).rejects.toThrow("left");
     expect(admission.waiting).toBe(0);
     first[Symbol.dispose]();
     expect(admission.running).toBe(0);
@@ -51,8 +181,8 @@ describe("admission", () => {
 
   it("takes a sequence back once, however often it is given", async () => {
     const admission = createAdmission({ concurrency: 2, queueLength: 0 });
-    const first = await admission.enter(never);
-    await admission.enter(never);
+    const first = await admission.enter(call(), never);
+    await admission.enter(call(), never);
     first[Symbol.dispose]();
     first[Symbol.dispose]();
     expect(admission.running).toBe(1);
@@ -63,14 +193,14 @@ describe("admission", () => {
     await fc.assert(
       fc.asyncProperty(fc.array(action, { maxLength: 60 }), async (actions) => {
         const admission = createAdmission({ concurrency: 3, queueLength: 4 });
-        const held: Disposable[] = [];
+        const held: Lease[] = [];
         const waiting: AbortController[] = [];
         for (const each of actions) {
           if (each === "enter") {
             const gone = new AbortController();
             const queued = admission.running === 3 && admission.waiting < 4;
             if (queued) waiting.push(gone);
-            admission.enter(gone.signal).then(
+            admission.enter(call(), gone.signal).then(
               (slot) => {
                 held.push(slot);
                 waiting.splice(waiting.indexOf(gone), waiting.includes(gone) ? 1 : 0);

@@ -61,15 +61,32 @@ export function createChat(options: {
       const context = Math.min(model.contextTokens, options.maxModelLen);
       const wanted = Math.min(request.maxTokens ?? options.maxTokensDefault, client.maxTokens);
       const named = { ...request, model: model.id, tenant: client.id };
-      const maxTokens = await fitTokens(engine, named, { wanted, context }, signal);
+      const promptMax = promptTokensMax(named);
+      const maxTokens =
+        promptMax + wanted <= context
+          ? wanted
+          : await fitTokens(engine, named, { wanted, context }, signal);
 
-      const sequence = await admission.enter(signal);
-      const release = () => sequence[Symbol.dispose]();
+      const promptTokens = Math.ceil(promptMax / bytesPerToken);
+      const call = {
+        client: client.id,
+        class: client.class,
+        weight: client.weight,
+        tokens: promptTokens + Math.ceil(maxTokens * completionPart),
+      };
+      const lease = await admission.enter(call, signal);
+      const parts = engine.chat({ ...named, maxTokens }, signal);
+      const release = () => {
+        // An engine that was left before its first report has read some of the prompt, and nobody knows how much.
+        const { usage } = parts;
+        lease.settle((usage.promptTokens || promptTokens) + usage.completionTokens);
+        lease[Symbol.dispose]();
+      };
       // A reader that stalls must not hold the sequence of a call that is over: the abort gives it back by itself.
       signal.addEventListener("abort", release, { once: true });
       return {
         model: model.id,
-        parts: engine.chat({ ...named, maxTokens }, signal),
+        parts,
         [Symbol.dispose]() {
           signal.removeEventListener("abort", release);
           release();
@@ -83,17 +100,13 @@ export function createChat(options: {
 const templateTokensPerMessage = 16;
 const templateTokens = 512;
 
-/**
- * How many tokens the answer may have beside its prompt. A token is at least one byte, so that most prompts are known to
- * fit from their size alone; only the others cost a question to the engine.
- */
+/** How many tokens the answer may have beside its prompt, which the engine counts. */
 async function fitTokens(
   engine: Engine,
   request: Omit<EngineChatRequest, "maxTokens">,
   { wanted, context }: { readonly wanted: number; readonly context: number },
   signal: AbortSignal,
 ): Promise<number> {
-  if (promptTokensMax(request) + wanted <= context) return wanted;
   const prompt = await engine.countTokens(request, signal);
   if (prompt >= context) {
     throw new AppError(
@@ -104,6 +117,19 @@ async function fitTokens(
   return Math.min(wanted, context - prompt);
 }
 
+/**
+ * The part of its bound that an answer is expected to take. Most stop far before it; what is wrong with it is put right when
+ * the call ends, so that it only has to keep a client from starting many long answers at the price of short ones.
+ */
+const completionPart = 1 / 2;
+
+/** Bytes of a token in French, English or JSON, as tokenizers of 100,000 entries and more cut them. */
+const bytesPerToken = 4;
+
+/**
+ * The most tokens that the prompt can have, from its size alone: a token is at least one byte. So most prompts are known to
+ * fit, and only the others cost a question to the engine.
+ */
 function promptTokensMax(request: Omit<EngineChatRequest, "maxTokens">): number {
   let bytes = templateTokens;
   for (const message of request.messages) {

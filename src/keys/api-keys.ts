@@ -1,3 +1,4 @@
+import type { CallClass } from "../admission/admission.ts";
 import { Secret } from "../lib/secret.ts";
 
 /** One key of one client, as configured: the key itself, or its SHA-256 in hex. */
@@ -7,6 +8,10 @@ export interface ClientKey {
   /** Requests a minute and completion tokens of this client; absent: the service's own. */
   readonly rpm?: number;
   readonly maxTokens?: number;
+  /** The client's share of the engine beside others that wait, from 1 to 100; absent: 1. */
+  readonly weight?: number;
+  /** Absent: interactive. */
+  readonly class?: CallClass;
 }
 
 /** Client names go into logs, metrics and limiter keys: short, and without separators. */

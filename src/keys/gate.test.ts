@@ -2,8 +2,15 @@ import { expect, it } from "vitest";
 import { AppError } from "../errors.ts";
 import type { CallLimits } from "../limits/call-limits.ts";
 import { createGate } from "./gate.ts";
+import type { Client } from "./key-registry.ts";
 
-const client = { id: "erp", rpm: 60, maxTokens: 4096 };
+const client: Client = {
+  id: "erp",
+  rpm: 60,
+  maxTokens: 4096,
+  weight: 1,
+  class: "interactive",
+};
 
 function admit(check: CallLimits["check"]) {
   const registry = {

@@ -16,14 +16,16 @@ const keyFile = z.strictObject({
           .min(1, "must have at least one key"),
         rpm: z.int().min(1).max(1_000_000).optional(),
         max_tokens: z.int().min(1).max(131_072).optional(),
+        weight: z.int().min(1).max(100).optional(),
+        class: z.enum(["interactive", "batch"]).optional(),
       }),
     )
     .min(1, "must have at least one client"),
 });
 
 /**
- * Reads the JSON of API_KEYS_FILE: `{"clients": [{"id", "keys", "rpm"?, "max_tokens"?}]}`. A key is the key itself or
- * `sha256:` and the hex digest of it, so that the file need not hold a secret.
+ * Reads the JSON of API_KEYS_FILE: `{"clients": [{"id", "keys", "rpm"?, "max_tokens"?, "weight"?, "class"?}]}`. A key is the
+ * key itself or `sha256:` and the hex digest of it, so that the file need not hold a secret.
  */
 export function parseKeyFile(text: string): { keys: ClientKey[]; problems: string[] } {
   let json: unknown;
@@ -43,6 +45,8 @@ export function parseKeyFile(text: string): { keys: ClientKey[]; problems: strin
       key: key.startsWith("sha256:") ? { sha256: key.slice("sha256:".length) } : new Secret(key),
       ...(client.rpm !== undefined && { rpm: client.rpm }),
       ...(client.max_tokens !== undefined && { maxTokens: client.max_tokens }),
+      ...(client.weight !== undefined && { weight: client.weight }),
+      ...(client.class !== undefined && { class: client.class }),
     })),
   );
   return { keys, problems: [] };

@@ -66,13 +66,26 @@ describe("API_KEYS_FILE", () => {
 
   it("accepts a key by its SHA-256, and gives the client limits of its own", () => {
     const file = {
-      clients: [{ id: "erp", keys: [`sha256:${sha256}`, "second-key"], rpm: 7, max_tokens: 9 }],
+      clients: [
+        {
+          id: "erp",
+          keys: [`sha256:${sha256}`, "second-key"],
+          rpm: 7,
+          max_tokens: 9,
+          weight: 3,
+          class: "batch",
+        },
+        { id: "extranet", keys: ["third-key"] },
+      ],
     };
     const { keys, problems } = parseKeyFile(JSON.stringify(file));
     expect(problems).toEqual([]);
     const registry = createKeyRegistry(keys, defaults);
-    expect(registry.identify("key-of-the-erp")).toEqual({ id: "erp", rpm: 7, maxTokens: 9 });
-    expect(registry.identify("second-key")).toEqual({ id: "erp", rpm: 7, maxTokens: 9 });
+    const erp = { id: "erp", rpm: 7, maxTokens: 9, weight: 3, class: "batch" };
+    expect(registry.identify("key-of-the-erp")).toEqual(erp);
+    expect(registry.identify("second-key")).toEqual(erp);
+    const ordinary = { weight: 1, class: "interactive" };
+    expect(registry.identify("third-key")).toEqual({ id: "extranet", ...defaults, ...ordinary });
     expect(registry.identify(sha256)).toBeUndefined();
   });
 
@@ -85,6 +98,10 @@ describe("API_KEYS_FILE", () => {
     ['{"clients": [{"id": "erp", "keys": ["sha256:abc"]}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "role": "admin"}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "rpm": 0}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "weight": 0}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "weight": 101}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "weight": 1.5}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "class": "urgent"}]}'],
   ])("refuses %s", (text) => {
     expect(parseKeyFile(text).problems.length).toBeGreaterThan(0);
   });

@@ -1,4 +1,5 @@
 import { hash, randomBytes, timingSafeEqual } from "node:crypto";
+import type { CallClass } from "../admission/admission.ts";
 import { type ClientKey, keyPattern } from "./api-keys.ts";
 
 /** Who calls, and how much it may. A client is known from its key alone, never from anything that a request says. */
@@ -8,6 +9,9 @@ export interface Client {
   readonly rpm: number;
   /** The most completion tokens of one request. */
   readonly maxTokens: number;
+  /** The share of the engine beside other clients of the same class that wait, from 1 to 100. */
+  readonly weight: number;
+  readonly class: CallClass;
 }
 
 export interface KeyRegistry {
@@ -25,25 +29,28 @@ export interface KeyRegistry {
  */
 export function createKeyRegistry(
   keys: readonly ClientKey[],
-  defaults: Omit<Client, "id">,
+  defaults: Pick<Client, "rpm" | "maxTokens">,
 ): KeyRegistry {
   const pepper = randomBytes(32);
   const digest = (sha256: Buffer) => hash("sha256", Buffer.concat([pepper, sha256]), "buffer");
 
+  const ordinary = (id: string): Client => ({ id, ...defaults, weight: 1, class: "interactive" });
   const limits = new Map<string, Client>();
-  for (const { client, rpm, maxTokens } of keys) {
-    const known = limits.get(client) ?? { id: client, ...defaults };
-    limits.set(client, {
-      id: client,
-      rpm: rpm ?? known.rpm,
-      maxTokens: maxTokens ?? known.maxTokens,
+  for (const key of keys) {
+    const known = limits.get(key.client) ?? ordinary(key.client);
+    limits.set(key.client, {
+      id: key.client,
+      rpm: key.rpm ?? known.rpm,
+      maxTokens: key.maxTokens ?? known.maxTokens,
+      weight: key.weight ?? known.weight,
+      class: key.class ?? known.class,
     });
   }
 
   const entries = new Map<string, { readonly digest: Buffer; readonly client: Client }>();
   for (const { client, key } of keys) {
     const own = digest("sha256" in key ? Buffer.from(key.sha256, "hex") : sha256(key.reveal()));
-    const entry = { digest: own, client: limits.get(client) ?? { id: client, ...defaults } };
+    const entry = { digest: own, client: limits.get(client) ?? ordinary(client) };
     const other = entries.get(own.toString("base64"));
     if (other !== undefined && other.client.id !== client) {
       throw new Error(`the clients ${other.client.id} and ${client} have the same key`);

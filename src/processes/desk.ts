@@ -2,7 +2,10 @@ import { AppError } from "../errors.ts";
 import type { Shared } from "../shared.ts";
 import type { PrimarySide } from "./protocol.ts";
 
-/** What the primary decides for one worker. Disposing it gives back all that the worker holds and waits for. */
+/**
+ * What the primary decides for one worker. Disposing it gives back all that the worker holds and waits for; what it held has
+ * then cost what was expected, as nobody can say more.
+ */
 export interface Desk
   extends Pick<PrimarySide, "check" | "enter" | "leave" | "checkStore">,
     Disposable {}
@@ -11,20 +14,24 @@ export interface Desk
 const checkMs = 2000;
 
 export function createDesk({ limits, admission, sources }: Shared): Desk {
-  /** For each ticket how to give back what it stands for now. */
-  const tickets = new Map<number, () => void>();
+  /** For each ticket how to give back what it stands for now, and what it has cost where that is known. */
+  const tickets = new Map<number, (tokens?: number) => void>();
 
   return {
     check: (call) => limits.check(call),
 
-    async enter(ticket) {
+    async enter({ ticket, call }) {
       const left = new AbortController();
       tickets.set(ticket, () => left.abort());
       try {
-        const sequence = await admission.enter(left.signal);
-        // It can be given, and left, within one message.
-        if (left.signal.aborted) sequence[Symbol.dispose]();
-        else tickets.set(ticket, () => sequence[Symbol.dispose]());
+        const lease = await admission.enter(call, left.signal);
+        const giveBack = (tokens?: number) => {
+          if (tokens !== undefined) lease.settle(tokens);
+          lease[Symbol.dispose]();
+        };
+        // It can be given, and left, within one message: it has never run.
+        if (left.signal.aborted) giveBack(0);
+        else tickets.set(ticket, giveBack);
         return null;
       } catch (error) {
         tickets.delete(ticket);
@@ -32,10 +39,10 @@ export function createDesk({ limits, admission, sources }: Shared): Desk {
       }
     },
 
-    leave(ticket) {
+    leave({ ticket, tokens }) {
       const giveBack = tickets.get(ticket);
       tickets.delete(ticket);
-      giveBack?.();
+      giveBack?.(tokens);
     },
 
     async checkStore(name) {

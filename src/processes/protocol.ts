@@ -1,3 +1,4 @@
+import type { AdmissionCall } from "../admission/admission.ts";
 import type { Config } from "../config.ts";
 import type { ResolvedConfig } from "../config-files.ts";
 import type { HealthSource } from "../health/health.ts";
@@ -13,8 +14,9 @@ export interface PrimarySide {
    * it, `leave` with that number gives back what the number stands for, a place in the queue or a sequence: so it does not
    * matter which message comes first when a worker leaves while the primary admits it.
    */
-  enter(ticket: number): Promise<null>;
-  leave(ticket: number): void;
+  enter(asked: { readonly ticket: number; readonly call: AdmissionCall }): Promise<null>;
+  /** `tokens` is what the call has really cost, see `Lease.settle`; absent: what was expected. */
+  leave(left: { readonly ticket: number; readonly tokens?: number }): void;
   /** Whether the store of this name works. */
   checkStore(name: string): Promise<null>;
   /** The worker takes connections. */

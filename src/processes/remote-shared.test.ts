@@ -2,7 +2,11 @@ import { setImmediate } from "node:timers/promises";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { createPipe, quiet } from "../../test/support/pipe.ts";
-import { createAdmission } from "../admission/admission.ts";
+import {
+  type AdmissionCall,
+  type AdmissionQueue,
+  createAdmission,
+} from "../admission/admission.ts";
 import { AppError } from "../errors.ts";
 import { createCallLimits } from "../limits/call-limits.ts";
 import { createFailedAttempts } from "../limits/failed-attempts.ts";
@@ -87,19 +91,73 @@ it("a worker knows from the primary that a store is down", async () => {
 });
 
 describe("admission of several workers", () => {
+  const call: AdmissionCall = { client: "erp", class: "interactive", weight: 1, tokens: 100 };
+
+  /** An admission that records what it is told of each lease. */
+  function recorded(queue: AdmissionQueue) {
+    const costs: (number | undefined)[] = [];
+    const admission: AdmissionQueue = {
+      get running() {
+        return queue.running;
+      },
+      get waiting() {
+        return queue.waiting;
+      },
+      async enter(asked, signal) {
+        const lease = await queue.enter(asked, signal);
+        let cost: number | undefined;
+        return {
+          settle(tokens) {
+            cost = tokens;
+            lease.settle(tokens);
+          },
+          [Symbol.dispose]() {
+            costs.push(cost);
+            lease[Symbol.dispose]();
+          },
+        };
+      },
+    };
+    return { admission, costs };
+  }
+
+  it("hears what a call has cost: the real tokens, none for one that never ran, nobody knows for a dead worker's", async () => {
+    const { shared } = createPrimary(1);
+    const { admission, costs } = recorded(createAdmission({ concurrency: 1, queueLength: 10 }));
+    const [one, other] = [hire({ ...shared, admission }), hire({ ...shared, admission })];
+    const first = await one.admission.enter(call, never);
+    const gone = new AbortController();
+    const crossing = one.admission.enter(call, gone.signal);
+    await quiet();
+    one.pipe.holdFromRight();
+    first.settle(70);
+    first[Symbol.dispose]();
+    await quiet();
+    gone.abort(new Error("left"));
+    await expect(crossing).rejects.toThrow("left");
+    await quiet();
+    expect(costs, "the second was given while its caller left").toEqual([70, 0]);
+
+    await other.admission.enter(call, never);
+    other.pipe.cut();
+    await quiet();
+    expect(costs).toEqual([70, 0, undefined]);
+    expect(admission).toMatchObject({ running: 0, waiting: 0 });
+  });
+
   it("has one order for all, and one bound", async () => {
     const { shared, admission } = createPrimary(1, 2);
     const [one, other] = [hire(shared), hire(shared)];
-    const first = await one.admission.enter(never);
+    const first = await one.admission.enter(call, never);
     const order: string[] = [];
     const waiting = [other, one].map(async (worker, index) => {
-      const sequence = await worker.admission.enter(never);
+      const sequence = await worker.admission.enter({ ...call, client: `${index}` }, never);
       order.push(`${index}`);
       sequence[Symbol.dispose]();
     });
     await quiet();
     expect(admission).toMatchObject({ running: 1, waiting: 2 });
-    await expect(other.admission.enter(never)).rejects.toMatchObject({
+    await expect(other.admission.enter(call, never)).rejects.toMatchObject({
       kind: "exhausted",
       retryAfterMs: 1000,
     });
@@ -114,13 +172,13 @@ describe("admission of several workers", () => {
   it("forgets who gives up waiting, and rejects with the reason at once", async () => {
     const { shared, admission } = createPrimary(1);
     const worker = hire(shared);
-    const first = await worker.admission.enter(never);
+    const first = await worker.admission.enter(call, never);
     const gone = new AbortController();
-    const waiting = worker.admission.enter(gone.signal);
+    const waiting = worker.admission.enter(call, gone.signal);
     await quiet();
     gone.abort(new Error("left"));
     await expect(waiting).rejects.toThrow("left");
-    await expect(worker.admission.enter(gone.signal)).rejects.toThrow("left");
+    await expect(worker.admission.enter(call, gone.signal)).rejects.toThrow("left");
     await quiet();
     expect(admission).toMatchObject({ running: 1, waiting: 0 });
     first[Symbol.dispose]();
@@ -131,9 +189,9 @@ describe("admission of several workers", () => {
   it("takes a sequence back that was given while its caller left", async () => {
     const { shared, admission } = createPrimary(1);
     const [one, other] = [hire(shared), hire(shared)];
-    const first = await one.admission.enter(never);
+    const first = await one.admission.enter(call, never);
     const gone = new AbortController();
-    const waiting = other.admission.enter(gone.signal);
+    const waiting = other.admission.enter(call, gone.signal);
     await quiet();
     other.pipe.holdFromRight();
     first[Symbol.dispose]();
@@ -151,9 +209,9 @@ describe("admission of several workers", () => {
   it("takes a sequence back that is given and left by one and the same message", async () => {
     const { shared, admission } = createPrimary(1);
     const worker = hire(shared);
-    const first = await worker.admission.enter(never);
+    const first = await worker.admission.enter(call, never);
     const gone = new AbortController();
-    const waiting = worker.admission.enter(gone.signal);
+    const waiting = worker.admission.enter(call, gone.signal);
     await quiet();
     first[Symbol.dispose]();
     gone.abort(new Error("left"));
@@ -165,12 +223,12 @@ describe("admission of several workers", () => {
   it("takes back at once what a worker held and waited for when it dies", async () => {
     const { shared, admission } = createPrimary(2);
     const [dying, other] = [hire(shared), hire(shared)];
-    await dying.admission.enter(never);
-    await dying.admission.enter(never);
-    const cut = expect(dying.admission.enter(never)).rejects.toMatchObject({
+    await dying.admission.enter(call, never);
+    await dying.admission.enter(call, never);
+    const cut = expect(dying.admission.enter(call, never)).rejects.toMatchObject({
       kind: "unavailable",
     });
-    const waiting = other.admission.enter(never);
+    const waiting = other.admission.enter(call, never);
     await quiet();
     expect(admission).toMatchObject({ running: 2, waiting: 2 });
     dying.pipe.cut();
@@ -183,7 +241,7 @@ describe("admission of several workers", () => {
   it("takes back what a worker asked for with its last breath", async () => {
     const { shared, admission } = createPrimary(1);
     const dying = hire(shared);
-    const asked = dying.admission.enter(never);
+    const asked = dying.admission.enter(call, never);
     asked.catch(() => undefined);
     await setImmediate();
     expect(dying.pipe.sent(), "on its way").toBe(1);
@@ -216,7 +274,7 @@ describe("admission of several workers", () => {
             const caller = new AbortController();
             worker.callers.push(caller);
             const { held } = worker;
-            worker.admission.enter(caller.signal).then(
+            worker.admission.enter(call, caller.signal).then(
               (sequence) => held.push(sequence),
               () => undefined,
             );

@@ -1,4 +1,4 @@
-import type { Admission } from "../admission/admission.ts";
+import type { Admission, Lease } from "../admission/admission.ts";
 import type { HealthSource } from "../health/health.ts";
 import type { Shared } from "../shared.ts";
 import type { Channel } from "./channel.ts";
@@ -26,27 +26,35 @@ export function createRemoteShared(
 function createRemoteAdmission(channel: Channel<PrimarySide>): Admission {
   let lastTicket = 0;
   return {
-    async enter(signal) {
+    async enter(call, signal) {
       signal.throwIfAborted();
       const ticket = ++lastTicket;
       let taken = true;
-      const giveBack = () => {
-        if (taken) channel.tell("leave", ticket);
-        taken = false;
+      let cost: number | undefined;
+      const lease: Lease = {
+        settle(tokens) {
+          cost = tokens;
+        },
+        [Symbol.dispose]() {
+          if (taken) channel.tell("leave", { ticket, ...(cost !== undefined && { tokens: cost }) });
+          taken = false;
+        },
       };
-      const { promise, resolve, reject } = Promise.withResolvers<Disposable>();
+      const { promise, resolve, reject } = Promise.withResolvers<Lease>();
       const leave = () => {
-        giveBack();
+        // The primary may have given it a sequence by now, which nothing has run on.
+        lease.settle(0);
+        lease[Symbol.dispose]();
         reject(signal.reason);
       };
       signal.addEventListener("abort", leave, { once: true });
-      const settle = (done: () => void) => {
+      const decided = (done: () => void) => {
         signal.removeEventListener("abort", leave);
         done();
       };
-      channel.ask("enter", ticket).then(
-        () => settle(() => resolve({ [Symbol.dispose]: giveBack })),
-        (error) => settle(() => reject(error)),
+      channel.ask("enter", { ticket, call }).then(
+        () => decided(() => resolve(lease)),
+        (error) => decided(() => reject(error)),
       );
       return await promise;
     },
