@@ -8,7 +8,6 @@ import type { Wire } from "./wire.ts";
  * bytes, and writes every error that comes before the head of an answer (server/direct-call.ts).
  */
 export interface DirectMethod {
-  readonly isStream: boolean;
   /** What a request asks; undefined when Connect has to say what is wrong with it. */
   open(wire: Wire, body: Buffer): DirectRequest | undefined;
 }

@@ -82,8 +82,7 @@ export function createRoutes(options: {
   router.service(GrpcHealthService, createGrpcHealthHandler(options.health, names));
   addReflection(router, [...services, GrpcHealthService]);
 
-  const direct = (open: ChatHandler["direct"]["chat"], isStream: boolean): DirectMethod => ({
-    isStream,
+  const direct = (open: ChatHandler["direct"]["chat"]): DirectMethod => ({
     open(wire, body) {
       if (body.length - (wire.isEnveloped ? envelopeBytes : 0) > options.readMaxBytes)
         return undefined;
@@ -96,8 +95,8 @@ export function createRoutes(options: {
   return {
     handlers: router.handlers,
     direct: new Map([
-      [`/${ChatService.typeName}/Chat`, direct(options.chat.direct.chat, false)],
-      [`/${ChatService.typeName}/StreamChat`, direct(options.chat.direct.streamChat, true)],
+      [`/${ChatService.typeName}/Chat`, direct(options.chat.direct.chat)],
+      [`/${ChatService.typeName}/StreamChat`, direct(options.chat.direct.streamChat)],
     ]),
     shutdownSignal: options.shutdownSignal,
   };

@@ -84,7 +84,11 @@ export function encode<Desc extends DescMessage>(
 
 /** The wire of a content type, written as clients usually write it; undefined for every other. */
 export function wireOf(contentType: string, isStream: boolean): Wire | undefined {
-  return (isStream ? streamWires : unaryWires).get(contentType);
+  // gRPC and gRPC-Web without a codec mean protobuf.
+  const named = /^application\/grpc(-web)?$/.test(contentType)
+    ? `${contentType}+proto`
+    : contentType;
+  return (isStream ? streamWires : unaryWires).get(named);
 }
 
 const endStream = createEndStreamSerialization(undefined);
@@ -107,43 +111,29 @@ function withEnd(end: (error?: ConnectError) => WireEnd): Wire["end"] {
   return (error) => (error === undefined ? ok : end(error));
 }
 
-const grpc = { isEnveloped: true, end: withEnd(grpcEnd) };
-const grpcWeb = { isEnveloped: true, end: withEnd(grpcWebEnd) };
-const connectStream = { isEnveloped: true, end: withEnd(connectStreamEnd) };
-const connectUnary = { isEnveloped: false, end: withEnd(() => ({})) };
+/** The two codecs of a protocol. `prefix` is what their content types have in front. */
+function codecs(prefix: string, isEnveloped: boolean, end: Wire["end"]): [string, Wire][] {
+  return [false, true].map((isJson) => {
+    const contentType = `${prefix}${isJson ? "json" : "proto"}`;
+    return [contentType, { contentType, isJson, isEnveloped, end }];
+  });
+}
 
-const rpcWires: readonly (readonly [string, Wire])[] = [
-  ["application/grpc", { ...grpc, isJson: false, contentType: "application/grpc+proto" }],
-  ["application/grpc+proto", { ...grpc, isJson: false, contentType: "application/grpc+proto" }],
-  ["application/grpc+json", { ...grpc, isJson: true, contentType: "application/grpc+json" }],
-  [
-    "application/grpc-web",
-    { ...grpcWeb, isJson: false, contentType: "application/grpc-web+proto" },
-  ],
-  [
-    "application/grpc-web+proto",
-    { ...grpcWeb, isJson: false, contentType: "application/grpc-web+proto" },
-  ],
-  [
-    "application/grpc-web+json",
-    { ...grpcWeb, isJson: true, contentType: "application/grpc-web+json" },
-  ],
-];
-
-const unaryWires = new Map<string, Wire>([
-  ...rpcWires,
-  ["application/proto", { ...connectUnary, isJson: false, contentType: "application/proto" }],
-  ["application/json", { ...connectUnary, isJson: true, contentType: "application/json" }],
+const grpcWires = new Map([
+  ...codecs("application/grpc+", true, withEnd(grpcEnd)),
+  ...codecs("application/grpc-web+", true, withEnd(grpcWebEnd)),
 ]);
 
-const streamWires = new Map<string, Wire>([
-  ...rpcWires,
-  [
-    "application/connect+proto",
-    { ...connectStream, isJson: false, contentType: "application/connect+proto" },
-  ],
-  [
-    "application/connect+json",
-    { ...connectStream, isJson: true, contentType: "application/connect+json" },
-  ],
+const unaryWires = new Map([
+  ...grpcWires,
+  ...codecs(
+    "application/",
+    false,
+    withEnd(() => ({})),
+  ),
+]);
+
+const streamWires = new Map([
+  ...grpcWires,
+  ...codecs("application/connect+", true, withEnd(connectStreamEnd)),
 ]);

@@ -2,7 +2,7 @@ import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import { AppError } from "../errors.ts";
 import type { Call } from "../rpc/call.ts";
 import type { DirectMethod, DirectStream } from "../rpc/direct.ts";
-import { recordOutcome, toConnectError } from "../rpc/error-mapping.ts";
+import { recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
@@ -38,7 +38,7 @@ export async function runDirect(
   options: DirectCallOptions,
 ): Promise<void> {
   const { request, response, caller } = exchange;
-  const wire = usualWire(request, method.isStream);
+  const wire = usualWire(request, handler.method.methodKind === "server_streaming");
   const deadline = boundDeadline(request.headers, options.deadline);
   const isUsual = deadline.isValid && deadline.ms >= 1 && call.refusal === undefined;
   if (wire === undefined || !isUsual) return runRpc(handler, call, exchange, options);
@@ -68,8 +68,7 @@ export async function runDirect(
       cutOff(response);
       return;
     }
-    recordOutcome(call, error);
-    call.refusal = error instanceof AppError ? error : toConnectError(error);
+    call.refusal = recordOutcome(call, error);
     await runRpc(handler, call, exchange, options);
   }
 }
