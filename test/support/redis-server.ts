@@ -1,10 +1,10 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { accessSync, constants } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { delimiter, join } from "node:path";
+import { join } from "node:path";
+import { findProgram } from "./third-party.ts";
 
 /** A real Redis of one test file, on loopback, that keeps nothing on disk. */
 export interface RedisServer extends AsyncDisposable {
@@ -23,13 +23,9 @@ export const redisServerMissing = "needs redis-server: apt-get install redis-ser
 
 const startTimeoutMs = 10_000;
 
-/** Path of the `redis-server` on PATH. Without one: undefined, and a line that says what is skipped for it. */
+/** As `findProgram`. */
 export function findRedisServer(): string | undefined {
-  const folders = (process.env.PATH ?? "").split(delimiter).filter((folder) => folder !== "");
-  const path = folders.map((folder) => join(folder, "redis-server")).find(isExecutable);
-  // Reporters count skipped tests without naming them.
-  if (path === undefined) process.stderr.write(`skipping tests: ${redisServerMissing}\n`);
-  return path;
+  return findProgram("redis-server");
 }
 
 /** Starts one. `args` are further options of redis-server, such as `["--maxmemory", "2mb"]`. */
@@ -110,13 +106,4 @@ async function findFreePort(): Promise<number> {
   await once(server, "close");
   if (address === null || typeof address === "string") throw new Error("no TCP port");
   return address.port;
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK);
-    return true;
-  } catch {
-    return false;
-  }
 }

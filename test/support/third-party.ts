@@ -12,6 +12,7 @@ const goFolders = [
 /** Programs that others wrote, how to get them, and where they may be beside PATH. */
 const programs = {
   curl: { install: "apt-get install curl", folders: [] },
+  "redis-server": { install: "apt-get install redis-server", folders: [] },
   openssl: { install: "apt-get install openssl", folders: [] },
   buf: { install: "npm ci", folders: [resolve(import.meta.dirname, "../../node_modules/.bin")] },
   grpcurl: {
