@@ -23,6 +23,27 @@ describe("parseConfig", () => {
     expect(config.redisUrl).toBeUndefined();
   });
 
+  it("limits nothing but requests a minute unless told, and each limit by its own variable", () => {
+    expect(parseConfig({}).limits.perClient).toEqual({ rpm: 60 });
+    const env = {
+      RATE_LIMIT_RPM: "1",
+      RATE_LIMIT_TPM: "2",
+      RATE_LIMIT_CONCURRENCY: "3",
+      DAILY_TOKENS: "4",
+      MONTHLY_TOKENS: "5",
+    };
+    expect(parseConfig(env).limits.perClient).toEqual({
+      rpm: 1,
+      tpm: 2,
+      concurrency: 3,
+      dailyTokens: 4,
+      monthlyTokens: 5,
+    });
+    for (const name of Object.keys(env)) {
+      expect(problemsOf({ [name]: "0" })).toEqual([expect.stringContaining(`${name} must be`)]);
+    }
+  });
+
   it("reports every problem at once, by the variable's name", () => {
     const problems = problemsOf({
       API_PORT: "eighty",

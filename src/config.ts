@@ -4,6 +4,7 @@ import { z } from "zod";
 import { ConfigError } from "./errors.ts";
 import { type ClientKey, parseApiKeys } from "./keys/api-keys.ts";
 import { Secret } from "./lib/secret.ts";
+import type { Limits } from "./limits/limits.ts";
 import { processesMax } from "./process-count.ts";
 
 export interface Config {
@@ -25,8 +26,8 @@ export interface Config {
     readonly file: string | undefined;
   };
   readonly limits: {
-    /** Requests a minute for each client without a value of its own. */
-    readonly rpm: number;
+    /** Of each client, where it has none of its own. */
+    readonly perClient: Limits;
     /** Completion tokens when a request names none. */
     readonly maxTokensDefault: number;
     /** The most completion tokens a client without a value of its own may ask for. */
@@ -112,6 +113,18 @@ export const environment = z.object({
     .optional()
     .describe("Proxies whose X-Forwarded-For names the caller's address."),
   RATE_LIMIT_RPM: int(1, 1_000_000, 60).describe("Requests a minute for each client."),
+  RATE_LIMIT_TPM: wholeNumber(1, 1e12)
+    .optional()
+    .describe("Tokens a minute for each client, prompts included. Unset: no limit."),
+  RATE_LIMIT_CONCURRENCY: wholeNumber(1, 100_000)
+    .optional()
+    .describe("Requests at once for each client, waiting ones included. Unset: no limit."),
+  DAILY_TOKENS: wholeNumber(1, 1e14)
+    .optional()
+    .describe("Tokens a day (UTC) for each client. Unset: no limit."),
+  MONTHLY_TOKENS: wholeNumber(1, 1e14)
+    .optional()
+    .describe("Tokens a month (UTC) for each client. Unset: no limit."),
   MAX_TOKENS_DEFAULT: int(1, 131_072, 1024).describe(
     "Completion tokens when a request names no max_tokens.",
   ),
@@ -218,7 +231,15 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
     },
     keys: { inline: keys.keys, file: vars.API_KEYS_FILE },
     limits: {
-      rpm: vars.RATE_LIMIT_RPM,
+      perClient: {
+        rpm: vars.RATE_LIMIT_RPM,
+        ...(vars.RATE_LIMIT_TPM !== undefined && { tpm: vars.RATE_LIMIT_TPM }),
+        ...(vars.RATE_LIMIT_CONCURRENCY !== undefined && {
+          concurrency: vars.RATE_LIMIT_CONCURRENCY,
+        }),
+        ...(vars.DAILY_TOKENS !== undefined && { dailyTokens: vars.DAILY_TOKENS }),
+        ...(vars.MONTHLY_TOKENS !== undefined && { monthlyTokens: vars.MONTHLY_TOKENS }),
+      },
       maxTokensDefault: Math.min(vars.MAX_TOKENS_DEFAULT, vars.MAX_TOKENS),
       maxTokens: vars.MAX_TOKENS,
     },

@@ -22,6 +22,24 @@ export type ErrorKind =
   /** A bug of ours: the message stays inside. */
   | "internal";
 
+/** The rules that refuse calls. */
+export type RefusalReason =
+  /** A limit of the client: see limits/limits.ts. */
+  | "rpm"
+  | "tpm"
+  | "concurrency"
+  | "dailyTokens"
+  | "monthlyTokens"
+  /** Its address has shown too many wrong keys. */
+  | "address"
+  /** Too many calls wait for the engine, of all clients or of this one. */
+  | "queue"
+  | "client-queue"
+  /** The call would wait for the engine longer than its deadline allows. */
+  | "deadline"
+  /** No engine can be reached. */
+  | "engine";
+
 /**
  * The only error that features and adapters throw on purpose.
  *
@@ -33,15 +51,18 @@ export class AppError extends Error {
   readonly kind: ErrorKind;
   /** Milliseconds after which the same call may succeed. Absent when waiting does not help or nobody knows. */
   readonly retryAfterMs: number | undefined;
+  /** Which rule refused the call, for logs and metrics. Absent when none did. */
+  readonly reason: RefusalReason | undefined;
 
   constructor(
     kind: ErrorKind,
     message: string,
-    options: { cause?: unknown; retryAfterMs?: number } = {},
+    options: { cause?: unknown; retryAfterMs?: number; reason?: RefusalReason } = {},
   ) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.kind = kind;
     this.retryAfterMs = options.retryAfterMs;
+    this.reason = options.reason;
   }
 }
 

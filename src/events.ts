@@ -1,5 +1,5 @@
 import { type Logger, pino } from "pino";
-import type { Call } from "./rpc/call.ts";
+import type { CallRecord } from "./usage/call-record.ts";
 
 /** Milliseconds that a line may wait for the next ones: a write for every call would be a tenth of a short one's cost. */
 const logDelayMs = 50;
@@ -43,18 +43,25 @@ export function createEvents(log: Logger) {
     },
 
     /** The one line of each call, when its last byte is sent or its caller has gone. */
-    callEnded(call: Call, durationMs: number) {
-      const usage = call.answer?.usage;
+    callEnded(call: CallRecord, cause: unknown) {
+      const { usage } = call;
       const fields = {
         request_id: call.id,
         rpc: call.rpc,
-        client: call.client?.id,
+        client: call.client,
+        model: call.model,
+        engine: call.engine,
         outcome: call.outcome,
-        duration_ms: Math.round(durationMs),
+        reason: call.reason,
+        duration_ms: rounded(call.durationMs),
+        queue_ms: rounded(call.queueMs),
+        first_token_ms: rounded(call.firstTokenMs),
+        engine_first_token_ms: rounded(call.engineFirstTokenMs),
+        abort_ms: rounded(call.abortMs),
         prompt_tokens: usage?.promptTokens,
         completion_tokens: usage?.completionTokens,
         cached_prompt_tokens: usage?.cachedPromptTokens,
-        err: call.cause,
+        err: cause,
       };
       if (call.outcome === "internal") log.error(fields, "call");
       else if (call.outcome === "unavailable" || call.outcome === "data_loss")
@@ -88,3 +95,7 @@ export function createEvents(log: Logger) {
 }
 
 export type Events = ReturnType<typeof createEvents>;
+
+function rounded(ms: number | undefined): number | undefined {
+  return ms === undefined ? undefined : Math.round(ms);
+}

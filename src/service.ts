@@ -16,7 +16,8 @@ import { createGate } from "./keys/gate.ts";
 import { createKeyRegistry } from "./keys/key-registry.ts";
 import type { Embedder } from "./model/embedder.ts";
 import { createModelHandler } from "./model/model-handler.ts";
-import { createRoutes, publicRpcs, unmeteredRpcs } from "./rpc/routes.ts";
+import { type Call, toRecord } from "./rpc/call.ts";
+import { countingOf, createRoutes, publicRpcs } from "./rpc/routes.ts";
 import { createClientAddress } from "./server/client-address.ts";
 import { createHttpHandler } from "./server/http-handler.ts";
 import { createListener } from "./server/listener.ts";
@@ -43,6 +44,17 @@ export interface ServiceParts {
   /** Progress of a model download. */
   readonly onModelFile?: (report: ModelFileReport) => void;
 }
+
+/** Outcomes of a call that asked for nothing of the engine because of what its caller did. */
+const callersFaults = new Set([
+  "invalid_argument",
+  "not_found",
+  "unimplemented",
+  "canceled",
+  "deadline_exceeded",
+]);
+const isCallersFault = ({ outcome, reason }: Call) =>
+  callersFaults.has(outcome) && reason === undefined;
 
 /** After the drain's time is over: what calls get to tell their callers that the service stops. */
 const unwindMs = 1000;
@@ -80,6 +92,7 @@ export async function createService(config: Config, parts: ServiceParts): Promis
     chat: createChatHandler(chat),
     model: createModelHandler({
       engine,
+      admission: shared.admission,
       embedder,
       defaultModel: config.engine.modelId,
       maxModelLen: config.engine.maxModelLen,
@@ -97,12 +110,19 @@ export async function createService(config: Config, parts: ServiceParts): Promis
       aliases: [{ method: "POST", path: "/v1/chat", rpc: "formdev.chat.v1.ChatService/Chat" }],
       publicPages: createHealthPages(health),
       publicRpcs,
-      unmeteredRpcs,
+      countingOf,
       gate: createGate({ registry, limits: shared.limits }),
       addressOf: createClientAddress(config.server.trustedProxies),
       bodyBytesMax: config.server.maxBodyBytes,
       deadline: config.timeouts,
-      onCallEnd: events.callEnded,
+      onCallEnd(call, durationMs) {
+        const { id, client, counted, cause } = call;
+        if (client !== undefined && !counted && isCallersFault(call))
+          shared.limits.count({ id, client });
+        const record = toRecord(call, durationMs);
+        events.callEnded(record, cause);
+        shared.calls.record(record);
+      },
       isDraining: () => draining,
     }),
   });

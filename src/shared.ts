@@ -1,16 +1,20 @@
 import type { Logger } from "pino";
-import type { Admission } from "./admission/admission.ts";
-import { createAdmission } from "./admission/admission.ts";
+import { type Admission, createAdmission } from "./admission/admission.ts";
+import { createFixedCapacity } from "./admission/capacity.ts";
+import { createEngineQueue } from "./admission/engine-queue.ts";
 import type { Config } from "./config.ts";
 import type { HealthSource } from "./health/health.ts";
 import { type CallLimits, createCallLimits } from "./limits/call-limits.ts";
 import { createFailedAttempts } from "./limits/failed-attempts.ts";
-import { createMemoryRateLimiter, type RateLimiter } from "./limits/rate-limit.ts";
+import { createMemoryQuota, type Quota } from "./limits/quota.ts";
+import type { CallSink } from "./usage/call-record.ts";
 
 /** What holds for all processes of the service together, and is therefore decided in one of them. */
 export interface Shared {
   readonly limits: CallLimits;
   readonly admission: Admission;
+  /** Told of every call that has ended. */
+  readonly calls: CallSink;
   /** Stores that the decisions need: their health is a part of the service's. */
   readonly sources: readonly HealthSource[];
 }
@@ -22,32 +26,42 @@ export async function openShared(
 ): Promise<Shared & AsyncDisposable> {
   await using resources = new AsyncDisposableStack();
   const sources: HealthSource[] = [];
-  const rateLimiter = await openRateLimiter(config, logger, resources, sources);
-  const limits = createCallLimits({ failedAttempts: createFailedAttempts(), rateLimiter });
+  const quota = await openQuota(config, logger, resources, sources);
+  const limits = createCallLimits({ failedAttempts: createFailedAttempts(), quota });
+  const { concurrency, queueLength } = config.engine;
+  const queue = createEngineQueue({ capacity: createFixedCapacity(concurrency), queueLength });
   const owned = resources.move();
   return {
     limits,
-    admission: createAdmission(config.engine),
+    admission: createAdmission({ quota, queue }),
+    calls: toAll([]),
     sources,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 }
 
-async function openRateLimiter(
+/** What each call's record goes to. */
+function toAll(sinks: readonly CallSink[]): CallSink {
+  return {
+    record(call) {
+      for (const sink of sinks) sink.record(call);
+    },
+  };
+}
+
+async function openQuota(
   { redisUrl }: Config,
   logger: Logger,
   resources: AsyncDisposableStack,
   sources: HealthSource[],
-): Promise<RateLimiter> {
-  const memory = resources.use(createMemoryRateLimiter());
+): Promise<Quota> {
+  const memory = resources.use(createMemoryQuota());
   if (redisUrl === undefined) return memory;
   // Loading ioredis takes a tenth of the start.
   const { createRedisClient } = await import("./redis/redis-client.ts");
-  const { createRedisRateLimiter } = await import("./redis/redis-rate-limiter.ts");
+  const { createRedisQuota } = await import("./redis/redis-quota.ts");
   const redis = resources.use(createRedisClient(redisUrl, logger));
   await redis.connect();
   sources.push({ name: "redis", optional: true, check: (signal) => redis.ping(signal) });
-  return resources.use(
-    createRedisRateLimiter({ client: redis.commands, fallback: memory, log: logger }),
-  );
+  return resources.use(createRedisQuota({ client: redis.commands, fallback: memory, log: logger }));
 }

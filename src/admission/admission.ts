@@ -1,153 +1,112 @@
-import { AppError } from "../errors.ts";
-import { type MonotonicClock, monotonicClock } from "../lib/clock.ts";
-import { createFairQueue, type FairCall, type FairQueue, type Waiter } from "./fair-queue.ts";
+import type { Client } from "../keys/key-registry.ts";
+import { toLimitError } from "../limits/limits.ts";
+import type { Grant, Quota } from "../limits/quota.ts";
+import type { EngineQueue } from "./engine-queue.ts";
 
-/** Whether a person waits for the answer, or a program that has time. */
-export type CallClass = "interactive" | "batch";
-
-/** A call that wants the engine. A client belongs to one class, and has one weight. */
-export interface AdmissionCall extends FairCall {
-  readonly class: CallClass;
+/** A call that wants to use an engine. */
+export interface AdmissionCall {
+  /** The call's own id. */
+  readonly id: string;
+  readonly client: Client;
+  readonly model: string;
+  /** Tokens that it is expected to cost, prompt and completion together. At least 1. */
+  readonly tokens: number;
+  /** The most tokens that it can cost. */
+  readonly tokensMax: number;
+  /** Milliseconds until its deadline. */
+  readonly deadlineMs: number;
+  /**
+   * Where its prompt may be cached: see `PlacedCall`. Absent: it needs no sequence of the engine that the gateway shares out,
+   * but keeps the client's limits.
+   */
+  readonly affinity?: string;
 }
 
-/** One of the engine's sequences. Disposing it, once or more often, gives it back. */
+/** What an admitted call has. Disposing it, once or more often, gives it back. */
 export interface Lease extends Disposable {
+  /** Which engine it runs on; absent where there is only one. */
+  readonly engine: string | undefined;
+  /** Milliseconds that it has waited. */
+  readonly queueMs: number;
   /**
    * Says what the call has really cost, in tokens of prompt and completion; 0 for one that never ran. It counts from the
-   * disposal on, the last word before which holds. A lease that says nothing has cost what was expected.
+   * disposal on, the last word before which holds. A lease that says nothing has cost the most that it could of the client's
+   * limits, and what was expected of the engine.
    */
   settle(tokens: number): void;
 }
 
-/** Decides when a call gets the engine. */
+/** Decides whether a call may use an engine, and when. */
 export interface Admission {
   /**
-   * Waits for one of the engine's sequences. The caller must dispose what it gets; until then the sequence is taken.
+   * Takes what the call needs of the client's limits, all or nothing, and waits for its turn. The caller must dispose what it
+   * gets.
    *
-   * Throws AppError `exhausted` at once when the queue or the client's part of it is full, and `signal.reason` when the
-   * caller gives up waiting; in both cases nothing stays taken.
+   * Throws AppError `exhausted` at once when a limit is reached, too many calls wait, or the deadline cannot be met, `invalid`
+   * when the call is larger than a limit, `unavailable` when no engine can be reached, and `signal.reason` when the caller
+   * gives up waiting; in all cases nothing stays taken.
    */
   enter(call: AdmissionCall, signal: AbortSignal): Promise<Lease>;
 }
 
-/** An admission that decides by itself. */
-export interface AdmissionQueue extends Admission {
-  /** Calls that have a sequence now. */
-  readonly running: number;
-  /** Calls that wait now. */
-  readonly waiting: number;
-}
-
-/**
- * While batch calls wait, one of so many admissions is theirs. Small enough that a batch goes on under any load of persons,
- * an eighth of the engine at the least, and large enough that a person hardly notices.
- */
-export const batchTurn = 8;
-
-/** A refused caller may try again after the expected wait, but neither at once nor after it has forgotten. */
-const retryAfterMsMin = 1000;
-const retryAfterMsMax = 60_000;
-
-/** The weight of the newest call in the mean of how long calls keep a sequence: it follows a change within some ten calls. */
-const newest = 1 / 8;
-
-/**
- * At most `concurrency` calls have the engine at once, and no sequence is idle while a call waits. Interactive calls go first,
- * all but every `batchTurn`th; within a class clients share by weight, see `createFairQueue`. The engine's own queue stays
- * empty, so that a caller who leaves never costs it anything.
- *
- * At most `queueLength` calls wait, and a client may add one as long as it has fewer waiting than there are places left (the
- * dynamic threshold of Choudhury and Hahne, 1998). So one client gets half of the queue at most, and each further one half of
- * what is left: whoever fills its part refuses itself, and several that do still leave places to a client that has none.
- */
-export function createAdmission(options: {
-  readonly concurrency: number;
-  readonly queueLength: number;
-  readonly clock?: MonotonicClock;
-}): AdmissionQueue {
-  const { concurrency, queueLength, clock = monotonicClock } = options;
-  const queues: Record<CallClass, FairQueue<AdmissionCall>> = {
-    interactive: createFairQueue(),
-    batch: createFairQueue(),
-  };
-  let running = 0;
-  /** Interactive calls that were admitted since batch calls wait or had their turn. */
-  let passedBatch = 0;
-  /** How long calls keep a sequence, in milliseconds: a mean that follows the newest. 0: none has ended yet. */
-  let keptMs = 0;
-
-  const waiting = () => queues.interactive.size + queues.batch.size;
-
-  const admitNext = () => {
-    const { interactive, batch } = queues;
-    const isBatch = batch.size > 0 && (interactive.size === 0 || passedBatch >= batchTurn - 1);
-    passedBatch = isBatch || batch.size === 0 ? 0 : passedBatch + 1;
-    (isBatch ? batch : interactive).next()?.admit();
-  };
-
-  /** A sequence for a call that its queue has charged. */
-  const take = (call: AdmissionCall): Lease => {
-    running += 1;
-    const sinceMs = clock();
-    let cost = call.tokens;
-    let taken = true;
-    return {
-      settle(tokens) {
-        cost = tokens;
-      },
-      [Symbol.dispose]() {
-        if (!taken) return;
-        taken = false;
-        running -= 1;
-        const ownMs = clock() - sinceMs;
-        keptMs = keptMs === 0 ? ownMs : keptMs + (ownMs - keptMs) * newest;
-        queues[call.class].end(call, cost);
-        admitNext();
-      },
-    };
-  };
-
-  const refuse = (message: string): AppError => {
-    // All sequences are taken: one ends every `keptMs / concurrency`, and all who wait are to have had their turn.
-    const waitMs = ((waiting() + 1) * keptMs) / concurrency;
-    const retryAfterMs = Math.min(Math.max(Math.ceil(waitMs), retryAfterMsMin), retryAfterMsMax);
-    return new AppError("exhausted", message, { retryAfterMs });
-  };
-
+export function createAdmission({
+  quota,
+  queue,
+}: {
+  readonly quota: Quota;
+  readonly queue: EngineQueue;
+}): Admission {
   return {
-    get running() {
-      return running;
-    },
-    get waiting() {
-      return waiting();
-    },
     async enter(call, signal) {
       signal.throwIfAborted();
-      const queue = queues[call.class];
-      if (running < concurrency) {
-        queue.pass(call);
-        return take(call);
-      }
-      const places = queueLength - waiting();
-      if (places <= 0) throw refuse("too many calls wait for the engine: try again later");
-      if (queue.sizeOf(call.client) >= places) {
-        throw refuse("too many calls of this client wait for the engine: try again later");
-      }
-      return new Promise<Lease>((resolve, reject) => {
-        const leave = () => {
-          queue.remove(waiter);
-          reject(signal.reason);
-        };
-        const waiter: Waiter<AdmissionCall> = {
-          call,
-          admit() {
-            signal.removeEventListener("abort", leave);
-            resolve(take(call));
+      const { id, client, model, tokensMax, deadlineMs, affinity } = call;
+      const grant = await quota.take({
+        id,
+        client,
+        model,
+        tokens: tokensMax,
+        holds: true,
+        lastsMs: deadlineMs,
+      });
+      if (!grant.granted) throw toLimitError(grant.refusal);
+      if (affinity === undefined) return unqueued(grant);
+      try {
+        const seat = await queue.enter(
+          {
+            client: client.id,
+            class: client.class,
+            weight: client.weight,
+            tokens: call.tokens,
+            deadlineMs,
+            affinity,
+          },
+          signal,
+        );
+        return {
+          engine: seat.engine,
+          queueMs: seat.queueMs,
+          settle(tokens) {
+            grant.settle(tokens);
+            seat.settle(tokens);
+          },
+          [Symbol.dispose]() {
+            grant[Symbol.dispose]();
+            seat[Symbol.dispose]();
           },
         };
-        queue.add(waiter);
-        signal.addEventListener("abort", leave, { once: true });
-      });
+      } catch (error) {
+        grant.cancel();
+        throw error;
+      }
     },
+  };
+}
+
+function unqueued(grant: Grant): Lease {
+  return {
+    engine: undefined,
+    queueMs: 0,
+    settle: (tokens) => grant.settle(tokens),
+    [Symbol.dispose]: () => grant[Symbol.dispose](),
   };
 }

@@ -11,7 +11,7 @@ export interface FairCall {
 /** A call that waits. */
 export interface Waiter<Call extends FairCall = FairCall> {
   readonly call: Call;
-  /** Told that it has the engine. The queue has forgotten it by then. */
+  /** Told that its turn has come. The queue has forgotten it by then. */
   readonly admit: () => void;
 }
 
@@ -24,8 +24,12 @@ export interface FairQueue<Call extends FairCall> {
   add(waiter: Waiter<Call>): void;
   /** For a caller who left: its client is charged nothing. */
   remove(waiter: Waiter<Call>): void;
-  /** Takes out the call whose turn it is, and charges its client what it is expected to cost. */
-  next(): Waiter<Call> | undefined;
+  /** Calls that have their turn before a new one of this client, as far as can be told while nobody else comes. */
+  aheadOf(call: Call): number;
+  /** The call whose turn it is. */
+  first(): Waiter<Call> | undefined;
+  /** Takes this one out, whose turn it is, and charges its client what it is expected to cost. */
+  admit(waiter: Waiter<Call>): void;
   /** Charges a call that need not wait, as nobody does. */
   pass(call: Call): void;
   /** A call that was charged has ended. `tokens` is what it has really cost. */
@@ -97,7 +101,19 @@ export function createFairQueue<Call extends FairCall>(): FairQueue<Call> {
       if (flows.get(waiter.call.client)?.waiting.delete(waiter)) size -= 1;
     },
 
-    next() {
+    aheadOf({ client, weight }) {
+      const own = flows.get(client)?.waiting.size ?? 0;
+      let ahead = own;
+      for (const [other, { waiting }] of flows) {
+        const [waiter] = waiting.keys();
+        if (other === client || waiter === undefined) continue;
+        // While this client's calls have their turns, the other has one for each, times its weight beside this one's.
+        ahead += Math.min(waiting.size, Math.floor((own * waiter.call.weight) / weight));
+      }
+      return ahead;
+    },
+
+    first() {
       let first: { flow: Flow<Call>; waiter: Waiter<Call>; arrival: number } | undefined;
       for (const flow of flows.values()) {
         for (const [waiter, arrival] of flow.waiting) {
@@ -109,11 +125,15 @@ export function createFairQueue<Call extends FairCall>(): FairQueue<Call> {
           break;
         }
       }
-      if (first === undefined) return undefined;
-      first.flow.waiting.delete(first.waiter);
+      return first?.waiter;
+    },
+
+    admit(waiter) {
+      const flow = flowOf(waiter.call.client);
+      if (!flow.waiting.delete(waiter)) return;
       size -= 1;
-      charge(first.flow, first.waiter.call);
-      return first.waiter;
+      charge(flow, waiter.call);
+      waiter.admit();
     },
 
     pass(call) {

@@ -26,6 +26,7 @@ import type {
   ToolChoice,
   Usage,
 } from "../inference/engine.ts";
+import { monotonicClock } from "../lib/clock.ts";
 import { callOf, clientOf } from "../rpc/call.ts";
 import type { DirectCaller, DirectRequest } from "../rpc/direct.ts";
 import { encode, envelope, envelopeBytes, type Wire } from "../rpc/wire.ts";
@@ -43,8 +44,12 @@ export interface ChatHandler {
 /** Translates ChatService to the chat use case and back; rules, limits and errors live elsewhere. */
 export function createChatHandler(chat: Chat): ChatHandler {
   async function begin(request: ChatRequestProto, { call, signal }: DirectCaller): Promise<Answer> {
-    const answer = await chat.begin(parseChatRequest(request), { client: clientOf(call), signal });
-    call.answer = answer.parts;
+    const { id, deadlineAt } = call;
+    const client = clientOf(call);
+    const deadlineMs = deadlineAt - monotonicClock();
+    const answer = await chat.begin(parseChatRequest(request), { id, client, deadlineMs, signal });
+    call.answer = answer;
+    call.counted = true;
     return answer;
   }
 

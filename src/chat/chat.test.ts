@@ -4,7 +4,14 @@ import type { ChatStream, Engine, Usage } from "../inference/engine.ts";
 import type { Client } from "../keys/key-registry.ts";
 import { createChat } from "./chat.ts";
 
-const client: Client = { id: "erp", rpm: 60, maxTokens: 1000, weight: 3, class: "batch" };
+const client: Client = {
+  id: "erp",
+  limits: { rpm: 60 },
+  modelLimits: {},
+  maxTokens: 1000,
+  weight: 3,
+  class: "batch",
+};
 
 /** A chat whose engine reports this usage, and what its admission is told. */
 function createTold(usage: Usage) {
@@ -16,6 +23,8 @@ function createTold(usage: Usage) {
     async enter(call) {
       told.call = call;
       return {
+        engine: undefined,
+        queueMs: 12,
         settle: (tokens) => told.costs.push(tokens),
         [Symbol.dispose]: () => {
           told.disposed += 1;
@@ -52,7 +61,7 @@ function createTold(usage: Usage) {
         stop: [],
         tools: [],
       },
-      { client, signal },
+      { id: "call", client, deadlineMs: 5000, signal },
     );
   return { told, begin };
 }
@@ -60,19 +69,23 @@ function createTold(usage: Usage) {
 /** 1,000 bytes and what a template may add, at four bytes a token. */
 const promptExpected = 382;
 
-it("tells admission who calls, and what the call is expected to cost: its prompt and half of its bound", async () => {
+it("tells admission who calls, and what the call can cost: its prompt and, of its bound, half as a rule", async () => {
   const { told, begin } = createTold({
     promptTokens: 1,
     completionTokens: 1,
     cachedPromptTokens: 0,
   });
-  using _answer = await begin(new AbortController().signal);
+  using answer = await begin(new AbortController().signal);
   expect(told.call).toEqual({
-    client: "erp",
-    weight: 3,
-    class: "batch",
+    id: "call",
+    client,
+    model: "model",
     tokens: promptExpected + 200,
+    tokensMax: promptExpected + 400,
+    deadlineMs: 5000,
+    affinity: expect.any(String),
   });
+  expect(answer).toMatchObject({ model: "model", queueMs: 12 });
 });
 
 it("tells at the end what the engine has reported", async () => {

@@ -1,3 +1,4 @@
+import { hash } from "node:crypto";
 import type { Admission } from "../admission/admission.ts";
 import { AppError } from "../errors.ts";
 import type { ChatStream, Engine, EngineChatRequest } from "../inference/engine.ts";
@@ -13,7 +14,21 @@ export type ChatRequest = Omit<EngineChatRequest, "maxTokens" | "tenant"> & {
 /** An answer that has begun. Disposing it gives the engine's sequence back; so does the end of the call. */
 export interface Answer extends Disposable {
   readonly model: string;
+  /** The engine that answers, where there are several. */
+  readonly engine: string | undefined;
+  /** Milliseconds that it has waited for the engine. */
+  readonly queueMs: number;
   readonly parts: ChatStream;
+}
+
+/** Whose conversation it is. */
+export interface ChatCaller {
+  /** The call's own id. */
+  readonly id: string;
+  readonly client: Client;
+  /** Milliseconds until the call's deadline. */
+  readonly deadlineMs: number;
+  readonly signal: AbortSignal;
 }
 
 export interface Chat {
@@ -21,13 +36,10 @@ export interface Chat {
    * Resolves when the engine has a sequence for this conversation; reading `parts` then runs it.
    *
    * The caller must dispose the answer. Throws AppError `invalid` for a prompt that does not fit the model or a schema
-   * that is refused, `not-found` for a model that is not served, `exhausted` when too many calls wait, whatever the
-   * engine throws, and `signal.reason` once `signal` aborts. What fails before it begins has cost nothing.
+   * that is refused, `not-found` for a model that is not served, what `Admission` throws, whatever the engine throws, and
+   * `signal.reason` once `signal` aborts. What fails before it begins has cost nothing.
    */
-  begin(
-    request: ChatRequest,
-    caller: { readonly client: Client; readonly signal: AbortSignal },
-  ): Promise<Answer>;
+  begin(request: ChatRequest, caller: ChatCaller): Promise<Answer>;
 }
 
 /** The use case of both chat methods: choose the model, bound the answer, wait for the engine, run. */
@@ -44,7 +56,7 @@ export function createChat(options: {
   const { engine, admission } = options;
 
   return {
-    async begin(request, { client, signal }) {
+    async begin(request, { id, client, deadlineMs, signal }) {
       if (request.responseFormat?.type === "json-schema") {
         checkJsonSchema(request.responseFormat.schema, "response_format.json_schema.schema");
       }
@@ -67,12 +79,15 @@ export function createChat(options: {
           ? wanted
           : await fitTokens(engine, named, { wanted, context }, signal);
 
-      const promptTokens = Math.ceil(promptMax / bytesPerToken);
+      const promptTokens = tokensOfBytes(promptMax);
       const call = {
-        client: client.id,
-        class: client.class,
-        weight: client.weight,
+        id,
+        client,
+        model: model.id,
         tokens: promptTokens + Math.ceil(maxTokens * completionPart),
+        tokensMax: promptTokens + maxTokens,
+        deadlineMs,
+        affinity: affinityOf(named),
       };
       const lease = await admission.enter(call, signal);
       const parts = engine.chat({ ...named, maxTokens }, signal);
@@ -86,6 +101,8 @@ export function createChat(options: {
       signal.addEventListener("abort", release, { once: true });
       return {
         model: model.id,
+        engine: lease.engine,
+        queueMs: lease.queueMs,
         parts,
         [Symbol.dispose]() {
           signal.removeEventListener("abort", release);
@@ -117,6 +134,18 @@ async function fitTokens(
   return Math.min(wanted, context - prompt);
 }
 
+/** Bytes of a message that tell conversations apart, and are not more than a hash is worth. */
+const affinityBytes = 256;
+
+/**
+ * Conversations of a tenant that begin alike: an engine's prefix cache has what they have in common, and what one said before.
+ * A digest, since it may be told to another process, and prompts stay where they are.
+ */
+function affinityOf({ tenant, messages }: Pick<EngineChatRequest, "tenant" | "messages">): string {
+  const begin = messages.slice(0, 2).map(({ content }) => content.slice(0, affinityBytes));
+  return hash("sha1", JSON.stringify([tenant, ...begin]), "base64url");
+}
+
 /**
  * The part of its bound that an answer is expected to take. Most stop far before it; what is wrong with it is put right when
  * the call ends, so that it only has to keep a client from starting many long answers at the price of short ones.
@@ -125,6 +154,11 @@ const completionPart = 1 / 2;
 
 /** Bytes of a token in French, English or JSON, as tokenizers of 100,000 entries and more cut them. */
 const bytesPerToken = 4;
+
+/** How many tokens a text of so many bytes is expected to be, at least 1. */
+export function tokensOfBytes(bytes: number): number {
+  return Math.max(1, Math.ceil(bytes / bytesPerToken));
+}
 
 /**
  * The most tokens that the prompt can have, from its size alone: a token is at least one byte. So most prompts are known to

@@ -29,6 +29,9 @@ export interface Engine extends AsyncDisposable {
 export interface ChatStream extends AsyncIterable<ChatPart> {
   /** What the engine has reported so far: exact at `end`, the last report after a failure or an abort. */
   readonly usage: Usage;
+  /** When the engine was asked, and when the first of its answer was there, in monotonic milliseconds: as far as it has come. */
+  readonly askedAt?: number | undefined;
+  readonly firstPartAt?: number | undefined;
 }
 
 export type ChatPart =

@@ -1,12 +1,18 @@
-import type { CallClass } from "../admission/admission.ts";
 import { Secret } from "../lib/secret.ts";
+import type { Limits } from "../limits/limits.ts";
+
+/** Whether a person waits for the answer, or a program that has time. */
+export type CallClass = "interactive" | "batch";
 
 /** One key of one client, as configured: the key itself, or its SHA-256 in hex. */
 export interface ClientKey {
   readonly client: string;
   readonly key: Secret | { readonly sha256: string };
-  /** Requests a minute and completion tokens of this client; absent: the service's own. */
-  readonly rpm?: number;
+  /** Those that differ from the service's own. */
+  readonly limits?: Limits;
+  /** Limits of single models, which hold besides. */
+  readonly modelLimits?: Readonly<Record<string, Limits>>;
+  /** Completion tokens of one request; absent: the service's own. */
   readonly maxTokens?: number;
   /** The client's share of the engine beside others that wait, from 1 to 100; absent: 1. */
   readonly weight?: number;

@@ -6,7 +6,8 @@ import type { Client } from "./key-registry.ts";
 
 const client: Client = {
   id: "erp",
-  rpm: 60,
+  limits: { rpm: 60 },
+  modelLimits: {},
   maxTokens: 4096,
   weight: 1,
   class: "interactive",
@@ -16,8 +17,8 @@ function admit(check: CallLimits["check"]) {
   const registry = {
     identify: (key: string | undefined) => (key === "right" ? client : undefined),
   };
-  const gate = createGate({ registry, limits: { check } });
-  return gate.admit({ key: "right", address: "192.0.2.1", metered: true });
+  const gate = createGate({ registry, limits: { check, count: () => undefined } });
+  return gate.admit({ id: "call", key: "right", address: "192.0.2.1", counts: "now" });
 }
 
 it("asks once, with no more of the client than who decides needs", async () => {
@@ -26,7 +27,22 @@ it("asks once, with no more of the client than who decides needs", async () => {
     asked.push(call);
     return { blockedMs: 0 };
   });
-  expect(asked).toEqual([{ address: "192.0.2.1", metered: true, client: { id: "erp", rpm: 60 } }]);
+  const { id, limits, modelLimits } = client;
+  const known = { id, limits, modelLimits };
+  expect(asked).toEqual([{ id: "call", address: "192.0.2.1", counts: "now", client: known }]);
+});
+
+it("refuses what a limit does not allow, and says which and until when", async () => {
+  const rate = { limit: 60, remaining: 0, resetMs: 5000 };
+  const refusal = { name: "rpm", limit: 60, amount: 1, retryAfterMs: 5000 } as const;
+  const access = await admit(async () => ({ blockedMs: 0, rate, refusal }));
+  expect(access).toMatchObject({ client, rate });
+  expect(access.refusal).toMatchObject({
+    kind: "exhausted",
+    message: "the limit of 60 requests a minute is reached: try again later",
+    retryAfterMs: 5000,
+    reason: "rpm",
+  });
 });
 
 it("refuses a right key from a blocked address, without telling that it is right", async () => {

@@ -1,6 +1,6 @@
 import { AppError } from "../errors.ts";
-import type { CallLimits } from "../limits/call-limits.ts";
-import type { RateLimitDecision } from "../limits/rate-limit.ts";
+import type { CallLimits, Counting } from "../limits/call-limits.ts";
+import { type LimitedClient, type RateStanding, toLimitError } from "../limits/limits.ts";
 import type { Client, KeyRegistry } from "./key-registry.ts";
 
 /** What the gate decided. */
@@ -8,17 +8,18 @@ export interface Access {
   readonly client?: Client;
   /** Why the call must not go on. */
   readonly refusal?: AppError;
-  /** Where the client stands in its rate limit. */
-  readonly rate?: RateLimitDecision;
+  /** Where the client stands in its requests a minute. */
+  readonly rate?: RateStanding;
 }
 
 /** Decides from a key and an address alone, before anything of the request's body is read. */
 export interface Gate {
-  /** Never throws: what is refused says so. `metered` calls count against the client's rate limit. */
-  admit(caller: {
+  /** Never throws: what is refused says so. */
+  admit(call: {
+    readonly id: string;
     readonly key: string | undefined;
     readonly address: string;
-    readonly metered: boolean;
+    readonly counts: Counting;
   }): Promise<Access>;
 }
 
@@ -37,41 +38,41 @@ export function createGate(options: {
 
   const decide = async (
     client: Client | undefined,
-    address: string,
-    metered: boolean,
+    call: { readonly id: string; readonly address: string; readonly counts: Counting },
   ): Promise<Access> => {
-    const { blockedMs, rate } = await limits.check({
-      address,
-      metered,
-      ...(client !== undefined && { client: { id: client.id, rpm: client.rpm } }),
+    const { blockedMs, rate, refusal } = await limits.check({
+      ...call,
+      ...(client !== undefined && { client: toLimited(client) }),
     });
     if (blockedMs > 0) {
-      const refusal = new AppError(
+      const blocked = new AppError(
         "exhausted",
         "too many calls with a wrong API key came from this address: try again later",
-        { retryAfterMs: blockedMs },
+        { retryAfterMs: blockedMs, reason: "address" },
       );
-      return { refusal };
+      return { refusal: blocked };
     }
     if (client === undefined) return { refusal: new AppError("unauthenticated", unauthenticated) };
-    if (rate === undefined) return { client };
-    if (rate.allowed) return { client, rate };
-    const refusal = new AppError(
-      "exhausted",
-      `the limit of ${rate.limit} requests a minute is reached: try again later`,
-      { retryAfterMs: rate.retryAfterMs },
-    );
-    return { client, rate, refusal };
+    return {
+      client,
+      ...(rate !== undefined && { rate }),
+      ...(refusal !== undefined && { refusal: toLimitError(refusal) }),
+    };
   };
 
   return {
-    async admit({ key, address, metered }) {
+    async admit({ key, ...call }) {
       try {
-        return await decide(registry.identify(key), address, metered);
+        return await decide(registry.identify(key), call);
       } catch (error) {
         if (error instanceof AppError) return { refusal: error };
         return { refusal: new AppError("internal", "the gate failed", { cause: error }) };
       }
     },
   };
+}
+
+/** No more of the client than who decides needs: it may be told to another process. */
+function toLimited({ id, limits, modelLimits }: Client): LimitedClient {
+  return { id, limits, modelLimits };
 }

@@ -5,7 +5,7 @@ import { parseApiKeys } from "./api-keys.ts";
 import { parseKeyFile } from "./key-file.ts";
 import { createKeyRegistry } from "./key-registry.ts";
 
-const defaults = { rpm: 60, maxTokens: 4096 };
+const defaults = { perClient: { rpm: 60 }, maxTokens: 4096 };
 
 function registryOf(text: string) {
   const { keys, problems } = parseApiKeys(text);
@@ -71,6 +71,11 @@ describe("API_KEYS_FILE", () => {
           id: "erp",
           keys: [`sha256:${sha256}`, "second-key"],
           rpm: 7,
+          tpm: 8000,
+          concurrency: 2,
+          daily_tokens: 1_000_000,
+          monthly_tokens: 20_000_000,
+          models: { large: { rpm: 1, daily_tokens: 5000 } },
           max_tokens: 9,
           weight: 3,
           class: "batch",
@@ -81,11 +86,30 @@ describe("API_KEYS_FILE", () => {
     const { keys, problems } = parseKeyFile(JSON.stringify(file));
     expect(problems).toEqual([]);
     const registry = createKeyRegistry(keys, defaults);
-    const erp = { id: "erp", rpm: 7, maxTokens: 9, weight: 3, class: "batch" };
+    const erp = {
+      id: "erp",
+      limits: {
+        rpm: 7,
+        tpm: 8000,
+        concurrency: 2,
+        dailyTokens: 1_000_000,
+        monthlyTokens: 20_000_000,
+      },
+      modelLimits: { large: { rpm: 1, dailyTokens: 5000 } },
+      maxTokens: 9,
+      weight: 3,
+      class: "batch",
+    };
     expect(registry.identify("key-of-the-erp")).toEqual(erp);
     expect(registry.identify("second-key")).toEqual(erp);
-    const ordinary = { weight: 1, class: "interactive" };
-    expect(registry.identify("third-key")).toEqual({ id: "extranet", ...defaults, ...ordinary });
+    expect(registry.identify("third-key")).toEqual({
+      id: "extranet",
+      limits: defaults.perClient,
+      modelLimits: {},
+      maxTokens: defaults.maxTokens,
+      weight: 1,
+      class: "interactive",
+    });
     expect(registry.identify(sha256)).toBeUndefined();
   });
 
@@ -98,6 +122,8 @@ describe("API_KEYS_FILE", () => {
     ['{"clients": [{"id": "erp", "keys": ["sha256:abc"]}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "role": "admin"}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "rpm": 0}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "tpm": -1}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "models": {"m": {"weight": 2}}}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "weight": 0}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "weight": 101}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "weight": 1.5}]}'],

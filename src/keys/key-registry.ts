@@ -1,12 +1,9 @@
 import { hash, randomBytes, timingSafeEqual } from "node:crypto";
-import type { CallClass } from "../admission/admission.ts";
-import { type ClientKey, keyPattern } from "./api-keys.ts";
+import type { LimitedClient, Limits } from "../limits/limits.ts";
+import { type CallClass, type ClientKey, keyPattern } from "./api-keys.ts";
 
 /** Who calls, and how much it may. A client is known from its key alone, never from anything that a request says. */
-export interface Client {
-  readonly id: string;
-  /** Requests a minute. */
-  readonly rpm: number;
+export interface Client extends LimitedClient {
   /** The most completion tokens of one request. */
   readonly maxTokens: number;
   /** The share of the engine beside other clients of the same class that wait, from 1 to 100. */
@@ -29,18 +26,26 @@ export interface KeyRegistry {
  */
 export function createKeyRegistry(
   keys: readonly ClientKey[],
-  defaults: Pick<Client, "rpm" | "maxTokens">,
+  defaults: { readonly perClient: Limits; readonly maxTokens: number },
 ): KeyRegistry {
   const pepper = randomBytes(32);
   const digest = (sha256: Buffer) => hash("sha256", Buffer.concat([pepper, sha256]), "buffer");
 
-  const ordinary = (id: string): Client => ({ id, ...defaults, weight: 1, class: "interactive" });
-  const limits = new Map<string, Client>();
+  const ordinary = (id: string): Client => ({
+    id,
+    limits: defaults.perClient,
+    modelLimits: {},
+    maxTokens: defaults.maxTokens,
+    weight: 1,
+    class: "interactive",
+  });
+  const clients = new Map<string, Client>();
   for (const key of keys) {
-    const known = limits.get(key.client) ?? ordinary(key.client);
-    limits.set(key.client, {
+    const known = clients.get(key.client) ?? ordinary(key.client);
+    clients.set(key.client, {
       id: key.client,
-      rpm: key.rpm ?? known.rpm,
+      limits: { ...known.limits, ...key.limits },
+      modelLimits: { ...known.modelLimits, ...key.modelLimits },
       maxTokens: key.maxTokens ?? known.maxTokens,
       weight: key.weight ?? known.weight,
       class: key.class ?? known.class,
@@ -50,7 +55,7 @@ export function createKeyRegistry(
   const entries = new Map<string, { readonly digest: Buffer; readonly client: Client }>();
   for (const { client, key } of keys) {
     const own = digest("sha256" in key ? Buffer.from(key.sha256, "hex") : sha256(key.reveal()));
-    const entry = { digest: own, client: limits.get(client) ?? ordinary(client) };
+    const entry = { digest: own, client: clients.get(client) ?? ordinary(client) };
     const other = entries.get(own.toString("base64"));
     if (other !== undefined && other.client.id !== client) {
       throw new Error(`the clients ${other.client.id} and ${client} have the same key`);

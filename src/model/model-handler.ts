@@ -1,21 +1,26 @@
 import type { ServiceImpl } from "@connectrpc/connect";
 import type { ModelService } from "../../gen/formdev/model/v1/model_service_pb.ts";
+import type { Admission } from "../admission/admission.ts";
+import { tokensOfBytes } from "../chat/chat.ts";
 import { parseMessages, parseTools } from "../chat/chat-handler.ts";
 import { AppError } from "../errors.ts";
-import type { Engine } from "../inference/engine.ts";
+import { type Engine, noUsage } from "../inference/engine.ts";
+import { monotonicClock } from "../lib/clock.ts";
+import { callOf, clientOf } from "../rpc/call.ts";
 import type { Embedder } from "./embedder.ts";
 import { resolveModel } from "./models.ts";
 
 /** Translates ModelService to the engine's port. `embedder` is absent where no embedding engine is configured. */
 export function createModelHandler(options: {
   readonly engine: Engine;
+  readonly admission: Admission;
   readonly embedder: Embedder | undefined;
   /** The model for requests that name none. */
   readonly defaultModel: string;
   /** Prompt and completion together, in tokens, at most. */
   readonly maxModelLen: number;
 }): ServiceImpl<typeof ModelService> {
-  const { engine, embedder, defaultModel, maxModelLen } = options;
+  const { engine, admission, embedder, defaultModel, maxModelLen } = options;
   return {
     async listModels(_request, { signal }) {
       const served = await engine.listModels(signal);
@@ -43,11 +48,33 @@ export function createModelHandler(options: {
       return { promptTokens, contextTokens, model: model.id };
     },
 
-    async embed(request, { signal }) {
+    async embed(request, context) {
+      const { signal } = context;
       if (embedder === undefined) {
         throw new AppError("unsupported", "this service has no embedding engine (EMBEDDINGS_URL)");
       }
+      const call = callOf(context);
+      const { id, deadlineAt } = call;
+      const deadlineMs = deadlineAt - monotonicClock();
+      const tokens = tokensOfBytes(
+        request.inputs.reduce((sum, input) => sum + Buffer.byteLength(input), 0),
+      );
+      using lease = await admission.enter(
+        {
+          id,
+          client: clientOf(call),
+          model: request.model,
+          tokens,
+          tokensMax: tokens,
+          deadlineMs,
+        },
+        signal,
+      );
+      call.counted = true;
       const { model, vectors, promptTokens } = await embedder.embed(request, signal);
+      lease.settle(promptTokens);
+      const usage = { ...noUsage, promptTokens };
+      call.answer = { model, queueMs: lease.queueMs, parts: { usage } };
       return {
         model,
         promptTokens,

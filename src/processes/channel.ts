@@ -1,4 +1,4 @@
-import { AppError, type ErrorKind } from "../errors.ts";
+import { AppError, type ErrorKind, type RefusalReason } from "../errors.ts";
 
 /** One end of a pipe between two processes of ours. It keeps the order, and loses nothing as long as it is open. */
 export interface Pipe {
@@ -41,7 +41,11 @@ export interface Channel<Remote> {
 /** A call of a method. With an id it wants an answer. */
 type Call = readonly [name: string, payload: unknown, id?: number];
 type Reply = readonly [id: number, value: unknown, error?: WireError];
-type WireError = readonly [kind: ErrorKind, message: string, retryAfterMs?: number];
+type WireError = readonly [
+  kind: ErrorKind,
+  message: string,
+  details: { readonly retryAfterMs?: number; readonly reason?: RefusalReason },
+];
 
 /**
  * Opens a channel whose other side may call the methods of `local`. What is said within one turn of the event loop travels
@@ -120,14 +124,20 @@ function isReply(item: Call | Reply): item is Reply {
 }
 
 function toWire(error: unknown): WireError {
-  if (!(error instanceof AppError)) return ["internal", String(error)];
-  return error.retryAfterMs === undefined
-    ? [error.kind, error.message]
-    : [error.kind, error.message, error.retryAfterMs];
+  if (!(error instanceof AppError)) return ["internal", String(error), {}];
+  const { kind, message, retryAfterMs, reason } = error;
+  return [
+    kind,
+    message,
+    {
+      ...(retryAfterMs !== undefined && { retryAfterMs }),
+      ...(reason !== undefined && { reason }),
+    },
+  ];
 }
 
-function fromWire([kind, message, retryAfterMs]: WireError): AppError {
-  return new AppError(kind, message, retryAfterMs === undefined ? {} : { retryAfterMs });
+function fromWire([kind, message, details]: WireError): AppError {
+  return new AppError(kind, message, details);
 }
 
 function gone(): AppError {

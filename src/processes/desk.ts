@@ -1,38 +1,56 @@
+import type { AdmissionCall } from "../admission/admission.ts";
 import { AppError } from "../errors.ts";
+import { noUsage } from "../inference/engine.ts";
 import type { Shared } from "../shared.ts";
+import type { CallRecord } from "../usage/call-record.ts";
 import type { PrimarySide } from "./protocol.ts";
 
 /**
- * What the primary decides for one worker. Disposing it gives back all that the worker holds and waits for; what it held has
- * then cost what was expected, as nobody can say more.
+ * What the primary decides for one worker. Disposing it gives back all that the worker holds and waits for, and records its
+ * calls, which nobody else can any more: those that ran have cost what was expected.
  */
 export interface Desk
-  extends Pick<PrimarySide, "check" | "enter" | "leave" | "checkStore">,
+  extends Pick<PrimarySide, "check" | "count" | "enter" | "leave" | "record" | "checkStore">,
     Disposable {}
+
+interface OpenCall {
+  readonly call: AdmissionCall;
+  /** Milliseconds since 1970. */
+  readonly beganAt: number;
+  /** What it has cost, as far as that is known. */
+  tokens: number;
+}
 
 /** How long a store may take to say that it works, in milliseconds: as health itself allows. */
 const checkMs = 2000;
 
-export function createDesk({ limits, admission, sources }: Shared): Desk {
-  /** For each ticket how to give back what it stands for now, and what it has cost where that is known. */
+export function createDesk({ limits, admission, calls, sources }: Shared): Desk {
+  /** For each ticket how to give back what it stands for now; `tokens` is what it has cost, where that is known. */
   const tickets = new Map<number, (tokens?: number) => void>();
+  /** By their ids the calls that have entered and are not recorded: what is to be said of them when the worker cannot. */
+  const open = new Map<string, OpenCall>();
 
   return {
     check: (call) => limits.check(call),
+    count: (call) => limits.count(call),
 
     async enter({ ticket, call }) {
       const left = new AbortController();
+      const record: OpenCall = { call, beganAt: Date.now(), tokens: 0 };
+      open.set(call.id, record);
       tickets.set(ticket, () => left.abort());
       try {
         const lease = await admission.enter(call, left.signal);
         const giveBack = (tokens?: number) => {
           if (tokens !== undefined) lease.settle(tokens);
+          record.tokens = tokens ?? call.tokens;
           lease[Symbol.dispose]();
         };
         // It can be given, and left, within one message: it has never run.
         if (left.signal.aborted) giveBack(0);
         else tickets.set(ticket, giveBack);
-        return null;
+        const { engine, queueMs } = lease;
+        return { queueMs, ...(engine !== undefined && { engine }) };
       } catch (error) {
         tickets.delete(ticket);
         throw left.signal.aborted ? new AppError("canceled", "the caller left") : error;
@@ -45,6 +63,11 @@ export function createDesk({ limits, admission, sources }: Shared): Desk {
       giveBack?.(tokens);
     },
 
+    record(call) {
+      open.delete(call.id);
+      calls.record(call);
+    },
+
     async checkStore(name) {
       const store = sources.find((source) => source.name === name);
       await store?.check(AbortSignal.timeout(checkMs));
@@ -54,6 +77,22 @@ export function createDesk({ limits, admission, sources }: Shared): Desk {
     [Symbol.dispose]() {
       for (const giveBack of tickets.values()) giveBack();
       tickets.clear();
+      for (const call of open.values()) calls.record(toLostRecord(call));
+      open.clear();
     },
+  };
+}
+
+function toLostRecord({ call, beganAt, tokens }: OpenCall): CallRecord {
+  return {
+    id: call.id,
+    startedAt: beganAt,
+    durationMs: Date.now() - beganAt,
+    rpc: "unknown",
+    client: call.client.id,
+    model: call.model,
+    outcome: "unavailable",
+    usage: { ...noUsage, promptTokens: tokens },
+    isLost: true,
   };
 }

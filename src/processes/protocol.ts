@@ -1,22 +1,26 @@
-import type { AdmissionCall } from "../admission/admission.ts";
+import type { AdmissionCall, Lease } from "../admission/admission.ts";
 import type { Config } from "../config.ts";
 import type { ResolvedConfig } from "../config-files.ts";
 import type { HealthSource } from "../health/health.ts";
 import type { Engine } from "../inference/engine.ts";
 import type { CallLimits } from "../limits/call-limits.ts";
+import type { CallSink } from "../usage/call-record.ts";
 
 /** What the primary answers to a worker, and what a worker tells it. */
 export interface PrimarySide {
   /** Whether a call may be made. */
   readonly check: CallLimits["check"];
+  readonly count: CallLimits["count"];
   /**
-   * Waits for a sequence of the engine under a number of the worker's choice; resolves when it has one. Whatever becomes of
-   * it, `leave` with that number gives back what the number stands for, a place in the queue or a sequence: so it does not
+   * Waits for its turn under a number of the worker's choice; resolves when the call is admitted. Whatever becomes of it,
+   * `leave` with that number gives back what the number stands for, a place in the queue or at an engine: so it does not
    * matter which message comes first when a worker leaves while the primary admits it.
    */
-  enter(asked: { readonly ticket: number; readonly call: AdmissionCall }): Promise<null>;
-  /** `tokens` is what the call has really cost, see `Lease.settle`; absent: what was expected. */
+  enter(asked: { readonly ticket: number; readonly call: AdmissionCall }): Promise<Admitted>;
+  /** `tokens` is what the call has really cost, see `Lease.settle`; absent: nobody knows. */
   leave(left: { readonly ticket: number; readonly tokens?: number }): void;
+  /** A call has ended. */
+  readonly record: CallSink["record"];
   /** Whether the store of this name works. */
   checkStore(name: string): Promise<null>;
   /** The worker takes connections. */
@@ -26,6 +30,9 @@ export interface PrimarySide {
   /** The worker could not start, for this reason, and ends. */
   failed(reason: string): void;
 }
+
+/** A `Lease`, as far as a worker is told. */
+export type Admitted = { readonly engine?: string } & Pick<Lease, "queueMs">;
 
 /** What a worker is told, beside the connections that it is handed. */
 export interface WorkerSide {

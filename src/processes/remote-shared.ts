@@ -10,8 +10,12 @@ export function createRemoteShared(
   stores: readonly Pick<HealthSource, "name" | "optional">[],
 ): Shared {
   return {
-    limits: { check: (call) => channel.ask("check", call) },
+    limits: {
+      check: (call) => channel.ask("check", call),
+      count: (call) => channel.tell("count", call),
+    },
     admission: createRemoteAdmission(channel),
+    calls: { record: (call) => channel.tell("record", call) },
     sources: stores.map(({ name, optional }) => ({
       name,
       optional,
@@ -31,20 +35,15 @@ function createRemoteAdmission(channel: Channel<PrimarySide>): Admission {
       const ticket = ++lastTicket;
       let taken = true;
       let cost: number | undefined;
-      const lease: Lease = {
-        settle(tokens) {
-          cost = tokens;
-        },
-        [Symbol.dispose]() {
-          if (taken) channel.tell("leave", { ticket, ...(cost !== undefined && { tokens: cost }) });
-          taken = false;
-        },
+      const giveBack = () => {
+        if (taken) channel.tell("leave", { ticket, ...(cost !== undefined && { tokens: cost }) });
+        taken = false;
       };
       const { promise, resolve, reject } = Promise.withResolvers<Lease>();
       const leave = () => {
-        // The primary may have given it a sequence by now, which nothing has run on.
-        lease.settle(0);
-        lease[Symbol.dispose]();
+        // The primary may have given it a place by now, which nothing has run on.
+        cost = 0;
+        giveBack();
         reject(signal.reason);
       };
       signal.addEventListener("abort", leave, { once: true });
@@ -53,7 +52,17 @@ function createRemoteAdmission(channel: Channel<PrimarySide>): Admission {
         done();
       };
       channel.ask("enter", { ticket, call }).then(
-        () => decided(() => resolve(lease)),
+        ({ engine, queueMs }) =>
+          decided(() =>
+            resolve({
+              engine,
+              queueMs,
+              settle(tokens) {
+                cost = tokens;
+              },
+              [Symbol.dispose]: giveBack,
+            }),
+          ),
         (error) => decided(() => reject(error)),
       );
       return await promise;

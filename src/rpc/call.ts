@@ -1,7 +1,8 @@
 import { type ConnectError, type ContextValues, createContextKey } from "@connectrpc/connect";
-import { AppError } from "../errors.ts";
+import { AppError, type RefusalReason } from "../errors.ts";
 import type { ChatStream } from "../inference/engine.ts";
 import type { Client } from "../keys/key-registry.ts";
+import type { CallRecord } from "../usage/call-record.ts";
 
 /**
  * What is known of one call, from its first header to its last byte: made by the HTTP edge, completed on the way, and
@@ -18,16 +19,58 @@ export interface Call {
   rpc: string;
   /** Set once the key is accepted; absent on public methods. */
   client: Client | undefined;
+  /** Monotonic milliseconds at which the call's deadline is reached. */
+  deadlineAt: number;
   /** Why the call must not go on: thrown before its body is read. */
   refusal: AppError | ConnectError | undefined;
   /** Whether the request was decoded and handed to a handler. */
   dispatched: boolean;
+  /** Whether the client's limits have counted it. */
+  counted: boolean;
   /** The status code's name. `ok` until something fails. */
   outcome: string;
+  /** Which rule refused it. */
+  reason: RefusalReason | undefined;
   /** What failed inside, for the log only. */
   cause: unknown;
-  /** The answer, whose usage is logged whatever became of it. */
-  answer: ChatStream | undefined;
+  /** What answers, how long the call waited for it, and the answer, whose usage counts whatever becomes of it. */
+  answer: CallAnswer | undefined;
+  /** Milliseconds from its caller's departure until everything that it had was given back. */
+  abortMs: number | undefined;
+}
+
+export interface CallAnswer {
+  readonly model: string;
+  readonly engine?: string | undefined;
+  readonly queueMs: number;
+  readonly parts: Pick<ChatStream, "usage" | "askedAt" | "firstPartAt">;
+}
+
+/** What is left of a call that has ended `durationMs` after its beginning. */
+export function toRecord(call: Call, durationMs: number): CallRecord {
+  const { client, answer, reason, abortMs } = call;
+  const { askedAt, firstPartAt } = answer?.parts ?? {};
+  return {
+    id: call.id,
+    startedAt: Date.now() - durationMs,
+    durationMs,
+    rpc: call.rpc,
+    outcome: call.outcome,
+    ...(client !== undefined && { client: client.id }),
+    ...(reason !== undefined && { reason }),
+    ...(abortMs !== undefined && { abortMs }),
+    ...(answer !== undefined && {
+      model: answer.model,
+      queueMs: answer.queueMs,
+      usage: answer.parts.usage,
+    }),
+    ...(answer?.engine !== undefined && { engine: answer.engine }),
+    ...(firstPartAt !== undefined &&
+      askedAt !== undefined && {
+        firstTokenMs: firstPartAt - call.startedAt,
+        engineFirstTokenMs: firstPartAt - askedAt,
+      }),
+  };
 }
 
 export const callKey = createContextKey<Call | undefined>(undefined, {

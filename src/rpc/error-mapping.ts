@@ -49,7 +49,10 @@ export function recordOutcome(call: Call, error: unknown): ConnectError {
   call.outcome = codeToString(mapped.code);
   // Only what an operator can act on: a refused request's own words could carry the caller's.
   if (mapped.code === Code.Internal) call.cause = error;
-  else if (error instanceof AppError) call.cause = error.cause;
+  else if (error instanceof AppError) {
+    call.cause = error.cause;
+    call.reason = error.reason;
+  }
   return mapped;
 }
 

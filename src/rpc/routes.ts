@@ -11,6 +11,7 @@ import { Health as GrpcHealthService } from "../../gen/grpc/health/v1/health_pb.
 import type { ChatHandler } from "../chat/chat-handler.ts";
 import type { Health } from "../health/health.ts";
 import { createGrpcHealthHandler, createHealthHandler } from "../health/health-handler.ts";
+import type { Counting } from "../limits/call-limits.ts";
 import { callOf } from "./call.ts";
 import type { DirectMethod } from "./direct.ts";
 import { mapErrors, toConnectError } from "./error-mapping.ts";
@@ -27,11 +28,18 @@ export const publicRpcs: ReadonlySet<string> = new Set([
   `${GrpcHealthService.typeName}/List`,
 ]);
 
-/** Needs a key, but asks nothing of the engine, so that it does not count against the rate limit. */
-export const unmeteredRpcs: ReadonlySet<string> = new Set([
-  `${GrpcHealthService.typeName}/Watch`,
-  "grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-  "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+/** How a method counts that needs a key: what asks nothing of an engine does not, and what costs tokens asks for them itself. */
+export function countingOf(rpc: string): Counting {
+  return countings.get(rpc) ?? "now";
+}
+
+const countings: ReadonlyMap<string, Counting> = new Map([
+  [`${ChatService.typeName}/Chat`, "later"],
+  [`${ChatService.typeName}/StreamChat`, "later"],
+  [`${ModelService.typeName}/Embed`, "later"],
+  [`${GrpcHealthService.typeName}/Watch`, "never"],
+  ["grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "never"],
+  ["grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "never"],
 ]);
 
 export interface Routes {

@@ -43,6 +43,7 @@ export async function runDirect(
   const isUsual = deadline.isValid && deadline.ms >= 1 && call.refusal === undefined;
   if (wire === undefined || !isUsual) return runRpc(handler, call, exchange, options);
 
+  call.deadlineAt = call.startedAt + deadline.ms;
   using scope = openScope(caller, options.shutdownSignal, deadline.ms);
   const { signal } = scope;
   try {

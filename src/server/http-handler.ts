@@ -4,7 +4,8 @@ import { codeToHttpStatus } from "@connectrpc/connect/protocol-connect";
 import { AppError } from "../errors.ts";
 import type { Gate } from "../keys/gate.ts";
 import { monotonicClock } from "../lib/clock.ts";
-import type { RateLimitDecision } from "../limits/rate-limit.ts";
+import type { Counting } from "../limits/call-limits.ts";
+import type { RateStanding } from "../limits/limits.ts";
 import type { Call } from "../rpc/call.ts";
 import { recordOutcome } from "../rpc/error-mapping.ts";
 import type { Routes } from "../rpc/routes.ts";
@@ -40,8 +41,8 @@ export interface HttpHandlerOptions extends DirectCallOptions, Routes {
   readonly publicPages: readonly PublicPage[];
   /** `package.Service/Method` of the methods that need no key. Everything else does. */
   readonly publicRpcs: ReadonlySet<string>;
-  /** Methods that need a key but do not count against the rate limit. */
-  readonly unmeteredRpcs: ReadonlySet<string>;
+  /** How a method that needs a key counts against its client's limits. */
+  readonly countingOf: (rpc: string) => Counting;
   readonly gate: Gate;
   readonly addressOf: (socketAddress: string, forwardedFor: string | undefined) => string;
   /** Called once for each call that ends, and for each request that is refused. */
@@ -72,13 +73,18 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
       // Node calls every closed HTTP/2 response finished; ours is when we have ended it.
       if (response.writableEnded) return;
       if (call.outcome === "ok") call.outcome = "canceled";
+      leftAt = monotonicClock();
       caller.abort(new AppError("canceled", "the caller left"));
     });
+    let leftAt: number | undefined;
     void handle(call, request, response, caller.signal)
       .catch((error) => {
         recordOutcome(call, error);
         if (response.headersSent) cutOff(response);
         else sendError(request, response, 500, "internal", "internal error");
+      })
+      .then(() => {
+        if (leftAt !== undefined) call.abortMs = monotonicClock() - leftAt;
       })
       // The handler can end before its last byte is sent, or after its caller is gone: the call ends with the later one.
       .then(() => closed)
@@ -128,8 +134,9 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
       const key = presentedKey(request.headers);
       // A connection of HTTP/1.1 that is kept alive can bring another call during a drain: it is refused, and costs nothing.
       const draining = options.isDraining();
-      const metered = runs && !draining && !options.unmeteredRpcs.has(call.rpc);
-      const access = await options.gate.admit({ key, address: call.address, metered });
+      const counts = runs && !draining ? options.countingOf(call.rpc) : "never";
+      const access = await options.gate.admit({ id: call.id, key, address: call.address, counts });
+      call.counted = counts !== "later" || access.refusal !== undefined;
       call.client = access.client;
       call.refusal = access.refusal ?? (draining ? stopping() : undefined);
       if (access.rate !== undefined) setRateHeaders(response, access.rate);
@@ -181,10 +188,14 @@ function startCall(request: NodeRequest, options: HttpHandlerOptions): Call {
     rpc: "unknown",
     client: undefined,
     refusal: undefined,
+    deadlineAt: Number.POSITIVE_INFINITY,
     dispatched: false,
+    counted: true,
     outcome: "ok",
+    reason: undefined,
     cause: undefined,
     answer: undefined,
+    abortMs: undefined,
   };
 }
 
@@ -198,7 +209,7 @@ function accepts(handler: UniversalHandler, request: NodeRequest): boolean {
 }
 
 /** The field names of the IETF draft on RateLimit headers, version 03, which HTTP clients know. */
-function setRateHeaders(response: NodeResponse, rate: RateLimitDecision): void {
+function setRateHeaders(response: NodeResponse, rate: RateStanding): void {
   response.setHeader("ratelimit-limit", rate.limit);
   response.setHeader("ratelimit-remaining", rate.remaining);
   response.setHeader("ratelimit-reset", Math.ceil(rate.resetMs / 1000));

@@ -52,6 +52,7 @@ export async function runRpc(
   const { methodKind } = handler.method;
   const hasOneMessage = methodKind === "unary" || methodKind === "server_streaming";
   const deadline = boundDeadline(request.headers, options.deadline);
+  call.deadlineAt = call.startedAt + deadline.ms;
   const headers = toHeaders(request);
   headers.set(...deadline.header);
   const bodyLimits = { bytes: options.bodyBytesMax + envelopeBytes, ms: deadline.ms, caller };

@@ -4,14 +4,15 @@
  * table. The engine runs SLOTS sequences, each at its own constant pace, as a GPU does that is not short of memory.
  */
 import { createHistogram } from "node:perf_hooks";
+import { createFixedCapacity } from "../../src/admission/capacity.ts";
 import {
-  type Admission,
-  type AdmissionCall,
-  type CallClass,
-  createAdmission,
-  type Lease,
-} from "../../src/admission/admission.ts";
+  createEngineQueue,
+  type EngineQueue,
+  type QueuedCall,
+  type Seat,
+} from "../../src/admission/engine-queue.ts";
 import { AppError } from "../../src/errors.ts";
+import type { CallClass } from "../../src/keys/api-keys.ts";
 import { createTimeline, type Timeline } from "../sim/timeline.ts";
 
 const slots = Number(process.env.SLOTS ?? 64);
@@ -26,12 +27,14 @@ const warmUpMs = 60_000;
 const seed = 1;
 
 /** First come, first served: what admission was before it knew clients. */
-function createFifo(): Admission {
+function createFifo(): Pick<EngineQueue, "enter"> {
   let running = 0;
   const queue: (() => void)[] = [];
-  const take = (): Lease => {
+  const take = (): Seat => {
     running += 1;
     return {
+      engine: undefined,
+      queueMs: 0,
       settle: () => undefined,
       [Symbol.dispose]() {
         running -= 1;
@@ -49,8 +52,9 @@ function createFifo(): Admission {
   };
 }
 
-type Policy = (timeline: Timeline) => Admission;
-const fair: Policy = ({ now }) => createAdmission({ concurrency: slots, queueLength, clock: now });
+type Policy = (timeline: Timeline) => Pick<EngineQueue, "enter">;
+const fair: Policy = ({ now }) =>
+  createEngineQueue({ capacity: createFixedCapacity(slots), queueLength, clock: now });
 const policies: Readonly<Record<string, Policy>> = { "first come": createFifo, fair };
 
 /** What one client does: so many calls at once, each followed by the next, or one call in so many milliseconds. */
@@ -104,17 +108,19 @@ async function simulate(policy: Policy, clients: readonly Client[]): Promise<rea
   const startClient = (client: Client, index: number): Outcome => {
     const outcome: Outcome = { firstTokenMs: createHistogram(), tokens: 0, refused: 0 };
     const [least, most] = client.completion;
-    const call: AdmissionCall = {
+    const call: QueuedCall = {
       client: `${index}`,
       class: client.class,
       weight: client.weight,
       // Half of a bound that is twice the longest answer: wrong, as estimates are.
       tokens: client.promptTokens + most,
+      deadlineMs: Number.POSITIVE_INFINITY,
+      affinity: "",
     };
     const ask = async (onEnd: () => void, askedMs = timeline.now()): Promise<void> => {
-      let lease: Lease;
+      let seat: Seat;
       try {
-        lease = await admission.enter(call, never);
+        seat = await admission.enter(call, never);
       } catch (error) {
         if (isMeasured()) outcome.refused += 1;
         const retryMs = (error instanceof AppError ? error.retryAfterMs : undefined) ?? 1000;
@@ -128,8 +134,8 @@ async function simulate(policy: Policy, clients: readonly Client[]): Promise<rea
           outcome.firstTokenMs.record(Math.max(1, Math.round(firstMs)));
           outcome.tokens += client.promptTokens + completion;
         }
-        lease.settle(client.promptTokens + completion);
-        lease[Symbol.dispose]();
+        seat.settle(client.promptTokens + completion);
+        seat[Symbol.dispose]();
         onEnd();
       });
     };

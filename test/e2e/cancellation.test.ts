@@ -20,6 +20,9 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
+  // Everything that a caller had who left was given back in time, in whatever phase that was.
+  const canceled = app.logs.filter(({ outcome }) => outcome === "canceled");
+  for (const { abort_ms: abortMs } of canceled) expect(abortMs).toBeLessThan(stopMs);
   await app[Symbol.asyncDispose]();
   await vllm[Symbol.asyncDispose]();
 });

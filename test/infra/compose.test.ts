@@ -41,6 +41,20 @@ describe("infra/docker-compose.yml", () => {
     expect(api).not.toHaveProperty("user");
   });
 
+  it("keeps budgets over a restart of Redis, in the one place that it can write to", () => {
+    const command = [...(redis?.command ?? [])].join(" ");
+    expect(command).toContain("--appendonly yes");
+    expect(command).toContain("--maxmemory-policy noeviction");
+    expect(redis).toMatchObject({
+      read_only: true,
+      cap_drop: ["ALL"],
+      user: "redis",
+      volumes: ["redis-data:/data"],
+    });
+    expect(redis).not.toHaveProperty("tmpfs");
+    expect(compose.volumes).toHaveProperty("redis-data");
+  });
+
   it("pins every image to a release, and vLLM to one that a single request cannot kill", () => {
     const images = [...services, ...Object.entries(composeCpu.services)]
       .filter(([, { build }]) => build === undefined)

@@ -6,6 +6,7 @@ import { parse } from "yaml";
 export interface ComposeFile {
   readonly services: Readonly<Record<string, ComposeService>>;
   readonly networks?: Readonly<Record<string, { readonly internal?: boolean } | null>>;
+  readonly volumes?: Readonly<Record<string, unknown>>;
 }
 
 export interface ComposeService {

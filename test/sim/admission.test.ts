@@ -1,12 +1,15 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { type AdmissionCall, createAdmission } from "../../src/admission/admission.ts";
+import { createFixedCapacity } from "../../src/admission/capacity.ts";
 import {
-  type AdmissionCall,
-  type AdmissionQueue,
   batchTurn,
-  createAdmission,
-} from "../../src/admission/admission.ts";
-import { createDesk, type Desk } from "../../src/processes/desk.ts";
+  createEngineQueue,
+  type EngineQueue,
+} from "../../src/admission/engine-queue.ts";
+import type { Client } from "../../src/keys/key-registry.ts";
+import { createMemoryQuota } from "../../src/limits/quota.ts";
+import { createDesk } from "../../src/processes/desk.ts";
 import { createTimeline } from "./timeline.ts";
 
 /** One call of a schedule. Times in milliseconds. */
@@ -24,7 +27,9 @@ interface Planned {
 interface Schedule {
   readonly concurrency: number;
   readonly queueLength: number;
-  readonly clients: readonly Pick<AdmissionCall, "weight" | "class">[];
+  readonly clients: readonly (Pick<Client, "weight" | "class"> & {
+    readonly concurrencyLimit: number | undefined;
+  })[];
   readonly calls: readonly Planned[];
   readonly deaths: readonly { readonly worker: number; readonly atMs: number }[];
   /** Whether every call costs what was expected. */
@@ -56,6 +61,7 @@ const schedules = fc
       fc.record({
         weight: fc.oneof(fc.constant(1), fc.integer({ min: 1, max: 100 })),
         class: fc.constantFrom("interactive" as const, "interactive" as const, "batch" as const),
+        concurrencyLimit: fc.option(fc.integer({ min: 1, max: 10 }), { nil: undefined }),
       }),
       { minLength: clients, maxLength: clients },
     ),
@@ -92,6 +98,9 @@ class Observer {
   readonly #since = new Map<number, readonly number[]>();
   /** Interactive admissions while a batch call waits, since the last of a batch. */
   #passedBatch = 0;
+  readonly #running = new Set<Planned>();
+  /** Tokens that the ended calls of each client have cost. */
+  readonly spent: number[] = Array(clients).fill(0);
 
   constructor(schedule: Schedule) {
     this.#schedule = schedule;
@@ -109,6 +118,11 @@ class Observer {
     this.#waiting.push(call);
   }
 
+  /** A call that ran has ended, and has cost so many tokens. */
+  ends(call: Planned, cost: number): void {
+    if (this.#running.delete(call)) this.spent[call.client] = (this.spent[call.client] ?? 0) + cost;
+  }
+
   leaves(call: Planned): void {
     const index = this.#waiting.indexOf(call);
     if (index < 0) return;
@@ -121,6 +135,7 @@ class Observer {
     try {
       this.#checkTurn(call);
       this.leaves(call);
+      this.#running.add(call);
       this.charge(call.client, call.expected);
       this.#checkShares(call);
     } catch (error) {
@@ -165,90 +180,143 @@ class Observer {
   }
 }
 
-/** Plays a schedule to its end. Every worker's calls go through its desk, as they do in the primary. */
-async function play(schedule: Schedule): Promise<AdmissionQueue> {
+/** Beyond what any schedule costs: it counts, and refuses nothing. */
+const dailyTokens = 1e9;
+
+/**
+ * Plays a schedule to its end: every worker's calls go through its desk, the limits and the queue, as they do in the primary.
+ * Resolves with what is still taken then.
+ */
+async function play(schedule: Schedule) {
   const { concurrency, queueLength } = schedule;
   const observer = new Observer(schedule);
   const timeline = createTimeline(() => {
     observer.check();
-    expect(admission.running).toBeLessThanOrEqual(concurrency);
-    expect(admission.waiting).toBeLessThanOrEqual(queueLength);
-    if (admission.waiting > 0) expect(admission.running, "work conserving").toBe(concurrency);
+    expect(queue.running).toBeLessThanOrEqual(concurrency);
+    expect(queue.waiting).toBeLessThanOrEqual(queueLength);
+    if (queue.waiting > 0) expect(queue.running, "work conserving").toBe(concurrency);
   });
-  const admission = createAdmission({ concurrency, queueLength, clock: timeline.now });
+  const capacity = createFixedCapacity(concurrency);
+  const queue = createEngineQueue({ capacity, queueLength, clock: timeline.now });
+  const quota = createMemoryQuota(timeline.now);
+  const limited = schedule.clients.map(({ concurrencyLimit, ...client }, index): Client => {
+    const limits = {
+      dailyTokens,
+      ...(concurrencyLimit !== undefined && { concurrency: concurrencyLimit }),
+    };
+    return { id: `${index}`, maxTokens: tokensMax, limits, modelLimits: {}, ...client };
+  });
+  const records = new Map<string, number>();
 
   // Grants and departures reach the observer through promises of equal depth: in the order in which they were decided.
-  const decisions = new Map<AdmissionCall, Planned>();
-  let alive: { readonly desk: Desk; readonly calls: Set<() => void> }[] = [];
+  const observed: EngineQueue = {
+    ...queue,
+    async enter(call, signal) {
+      const planned = schedule.calls[Number(call.affinity)];
+      if (planned === undefined) throw new Error("not planned");
+      const isQueued = queue.running === concurrency;
+      const asked = queue.enter(call, signal);
+      if (isQueued) observer.waits(planned);
+      try {
+        const seat = await asked;
+        observer.begins(planned);
+        return {
+          ...seat,
+          settle(real) {
+            observer.charge(planned.client, real - planned.expected);
+            seat.settle(real);
+          },
+        };
+      } catch (error) {
+        observer.leaves(planned);
+        throw error;
+      }
+    },
+  };
+  const admission = createAdmission({ quota, queue: observed });
   const hire = () => {
     const desk = createDesk({
-      admission: {
-        async enter(call, signal) {
-          const planned = decisions.get(call);
-          if (planned === undefined) throw new Error("not planned");
-          const isQueued = admission.running === concurrency;
-          const asked = admission.enter(call, signal);
-          if (isQueued) observer.waits(planned);
-          try {
-            const lease = await asked;
-            observer.begins(planned);
-            return {
-              settle(real) {
-                observer.charge(planned.client, real - planned.expected);
-                lease.settle(real);
-              },
-              [Symbol.dispose]: () => lease[Symbol.dispose](),
-            };
-          } catch (error) {
-            observer.leaves(planned);
-            throw error;
-          }
-        },
-      },
-      limits: { check: () => Promise.reject(new Error("not asked")) },
+      admission,
+      limits: { check: () => Promise.reject(new Error("not asked")), count: () => undefined },
+      calls: { record: ({ id }) => records.set(id, (records.get(id) ?? 0) + 1) },
       sources: [],
     });
-    return { desk, calls: new Set<() => void>() };
+    return { desk, calls: new Set<Planned>() };
   };
-  alive = Array.from({ length: workers }, hire);
+  const alive = Array.from({ length: workers }, hire);
 
-  for (const [ticket, planned] of schedule.calls.entries()) {
+  for (const [index, planned] of schedule.calls.entries()) {
     timeline.after(planned.atMs, () => {
       const worker = alive[planned.worker];
-      const client = schedule.clients[planned.client];
+      const client = limited[planned.client];
       if (worker === undefined || client === undefined) return;
-      const call = { client: `${planned.client}`, tokens: planned.expected, ...client };
-      decisions.set(call, planned);
-      let isOver = false;
-      const leave = (cost?: number) => {
-        if (isOver || !alive.includes(worker)) return;
-        isOver = true;
-        worker.desk.leave({ ticket, ...(cost !== undefined && { tokens: cost }) });
+      const id = `${index}`;
+      worker.calls.add(planned);
+      const leave = (cost: number) => {
+        if (!alive.includes(worker) || !worker.calls.delete(planned)) return;
+        observer.ends(planned, cost);
+        worker.desk.leave({ ticket: index, tokens: cost });
+        worker.desk.record({
+          id,
+          startedAt: 0,
+          durationMs: 0,
+          rpc: "unknown",
+          outcome: "ok",
+        });
       };
-      worker.desk.enter({ ticket, call }).then(
-        () => timeline.after(planned.serviceMs, () => leave(planned.real)),
-        () => undefined,
+      const { expected, real } = planned;
+      const call: AdmissionCall = {
+        id,
+        client,
+        model: "model",
+        tokens: expected,
+        tokensMax,
+        deadlineMs: 1e9,
+        affinity: id,
+      };
+      worker.desk.enter({ ticket: index, call }).then(
+        () => timeline.after(planned.serviceMs, () => leave(real)),
+        () => leave(0),
       );
       if (planned.leavesAfterMs !== undefined)
-        timeline.after(planned.leavesAfterMs, () => leave(Math.ceil(planned.real / 2)));
+        timeline.after(planned.leavesAfterMs, () => leave(Math.ceil(real / 2)));
     });
   }
   for (const { worker, atMs } of schedule.deaths) {
     timeline.after(atMs, () => {
       const dead = alive[worker];
       alive[worker] = hire();
+      for (const planned of dead?.calls ?? []) observer.ends(planned, tokensMax);
       dead?.desk[Symbol.dispose]();
     });
   }
   await timeline.run();
-  return admission;
+
+  const usages = await Promise.all(limited.map((client) => quota.usage(client)));
+  const used = (name: string) =>
+    usages.map((limits) => limits.find((limit) => limit.name === name)?.used ?? 0);
+  return {
+    running: queue.running,
+    waiting: queue.waiting,
+    concurrent: used("concurrency"),
+    tokens: used("dailyTokens"),
+    spent: observer.spent,
+    recordedOnce: [...records.values()].filter((times) => times === 1).length,
+  };
 }
 
 describe("admission, whatever clients, callers and workers do", () => {
-  it("keeps its bounds, wastes and leaks no sequence, keeps the order within a client, and shares fairly", async () => {
+  it("keeps its bounds, wastes and leaks no place, keeps the order within a client, shares fairly, and counts and records every call once", async () => {
     await fc.assert(
       fc.asyncProperty(schedules, async (schedule) => {
-        expect(await play(schedule)).toMatchObject({ running: 0, waiting: 0 });
+        const { tokens, spent, ...left } = await play(schedule);
+        expect(left).toEqual({
+          running: 0,
+          waiting: 0,
+          concurrent: schedule.clients.map(() => 0),
+          recordedOnce: schedule.calls.length,
+        });
+        expect(tokens, "limits count what calls have cost").toEqual(spent);
       }),
       { numRuns: 3000 },
     );
@@ -264,24 +332,27 @@ describe("admission, whatever clients, callers and workers do", () => {
     await fc.assert(
       fc.asyncProperty(seeds, async ({ concurrency, wrong, lengths }) => {
         const timeline = createTimeline();
-        const admission = createAdmission({ concurrency, queueLength: 200, clock: timeline.now });
+        const capacity = createFixedCapacity(concurrency);
+        const queue = createEngineQueue({ capacity, queueLength: 200, clock: timeline.now });
         const had = [0, 0];
         const call = async (index: 0 | 1) => {
           const expected = lengths.next().value ?? tokensMax;
           const real = Math.ceil(expected * wrong[index]);
-          const lease = await admission.enter(
+          const seat = await queue.enter(
             {
               client: `${index}`,
               class: "interactive",
               weight: [3, 1][index] ?? 1,
               tokens: expected,
+              deadlineMs: Number.POSITIVE_INFINITY,
+              affinity: "",
             },
             new AbortController().signal,
           );
           timeline.after(real, () => {
             had[index] = (had[index] ?? 0) + real;
-            lease.settle(real);
-            lease[Symbol.dispose]();
+            seat.settle(real);
+            seat[Symbol.dispose]();
             void call(index);
           });
         };

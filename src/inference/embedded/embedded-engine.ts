@@ -1,5 +1,6 @@
 import { basename } from "node:path";
 import { AppError } from "../../errors.ts";
+import { monotonicClock } from "../../lib/clock.ts";
 import { type ChatStream, type Engine, type Model, noUsage, type Usage } from "../engine.ts";
 import { renderPrompt, toolsUnsupported } from "./chat-prompt.ts";
 import { runChat } from "./chat-run.ts";
@@ -54,13 +55,22 @@ export async function createEmbeddedEngine(options: EmbeddedEngineOptions): Prom
 
     chat(request, signal): ChatStream {
       let usage: Usage = noUsage;
+      let askedAt: number | undefined;
+      let firstPartAt: number | undefined;
       return {
         get usage() {
           return usage;
         },
+        get askedAt() {
+          return askedAt;
+        },
+        get firstPartAt() {
+          return firstPartAt;
+        },
         async *[Symbol.asyncIterator]() {
           assertServed(request.model);
-          yield* runChat({
+          askedAt = monotonicClock();
+          const parts = runChat({
             loaded,
             sequences,
             request,
@@ -69,6 +79,10 @@ export async function createEmbeddedEngine(options: EmbeddedEngineOptions): Prom
               usage = reported;
             },
           });
+          for await (const part of parts) {
+            firstPartAt ??= monotonicClock();
+            yield part;
+          }
         },
       };
     },

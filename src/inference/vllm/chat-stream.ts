@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { AppError } from "../../errors.ts";
+import { monotonicClock } from "../../lib/clock.ts";
 import type { ChatPart, ChatStream, Usage } from "../engine.ts";
 import { AnswerReader } from "./answer-reader.ts";
 import { corrupt, tooSlow } from "./errors.ts";
@@ -32,6 +33,8 @@ export class VllmChatStream
 {
   readonly #options: ChatStreamOptions;
   readonly #reader: AnswerReader;
+  askedAt: number | undefined;
+  firstPartAt: number | undefined;
   #state: "new" | "connecting" | "streaming" | "over" = "new";
   #exchange: Exchange | undefined;
   #stall: StallTimer | undefined;
@@ -74,6 +77,7 @@ export class VllmChatStream
   #start(): void {
     const { signal, upstream, body, firstByteMs } = this.#options;
     this.#state = "connecting";
+    this.askedAt = monotonicClock();
     if (signal.aborted) {
       this.#onAbort();
       return;
@@ -141,6 +145,7 @@ export class VllmChatStream
   }
 
   #onProgress(): void {
+    this.firstPartAt ??= monotonicClock();
     if (this.#reader.done) {
       // All was said. The reply is still read to its end, so that the connection can be used again.
       this.#options.signal.removeEventListener("abort", this.#onAbort);

@@ -1,22 +1,25 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type AdmissionCall, batchTurn, createAdmission, type Lease } from "./admission.ts";
+import { createFixedCapacity } from "./capacity.ts";
+import { batchTurn, createEngineQueue, type QueuedCall, type Seat } from "./engine-queue.ts";
 
 const never = new AbortController().signal;
-const call = (overrides: Partial<AdmissionCall> = {}): AdmissionCall => ({
+const call = (overrides: Partial<QueuedCall> = {}): QueuedCall => ({
   client: "erp",
   class: "interactive",
   weight: 1,
   tokens: 100,
+  deadlineMs: 600_000,
+  affinity: "",
   ...overrides,
 });
 
 /** One sequence that is taken, and who is admitted in which order once it is given back. */
 async function createCrowd() {
-  const admission = createAdmission({ concurrency: 1, queueLength: 1000 });
+  const admission = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 1000 });
   const first = await admission.enter(call({ client: "first" }), never);
   const order: string[] = [];
-  const enter = (given: Partial<AdmissionCall>, cost?: number) =>
+  const enter = (given: Partial<QueuedCall>, cost?: number) =>
     admission.enter(call(given), never).then((lease) => {
       order.push(given.client ?? "");
       if (cost !== undefined) lease.settle(cost);
@@ -32,7 +35,7 @@ async function createCrowd() {
 
 describe("admission", () => {
   it("lets as many in as the engine has sequences, and the others in the order they came", async () => {
-    const admission = createAdmission({ concurrency: 2, queueLength: 10 });
+    const admission = createEngineQueue({ capacity: createFixedCapacity(2), queueLength: 10 });
     const first = await admission.enter(call(), never);
     await admission.enter(call(), never);
     const order: string[] = [];
@@ -114,7 +117,7 @@ describe("admission", () => {
   });
 
   it("lets one client have half of the queue, and each further one half of what is left", async () => {
-    const admission = createAdmission({ concurrency: 1, queueLength: 12 });
+    const admission = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 12 });
     const leases = [admission.enter(call(), never)];
     const fill = async (client: string) => {
       for (let entered = 0; ; entered += 1) {
@@ -144,7 +147,11 @@ describe("admission", () => {
     "says, when calls keep a sequence for %i ms, to come back after %i ms",
     async (keptMs, expected) => {
       let now = 0;
-      const admission = createAdmission({ concurrency: 1, queueLength: 1, clock: () => now });
+      const admission = createEngineQueue({
+        capacity: createFixedCapacity(1),
+        queueLength: 1,
+        clock: () => now,
+      });
       const first = await admission.enter(call(), never);
       now += keptMs;
       first[Symbol.dispose]();
@@ -157,7 +164,7 @@ describe("admission", () => {
   );
 
   it("refuses at once when the queue is full, and says when to come back", async () => {
-    const admission = createAdmission({ concurrency: 1, queueLength: 0 });
+    const admission = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 0 });
     await admission.enter(call(), never);
     await expect(admission.enter(call(), never)).rejects.toMatchObject({
       kind: "exhausted",
@@ -167,7 +174,7 @@ describe("admission", () => {
   });
 
   it("forgets who gave up waiting, and rejects with the reason", async () => {
-    const admission = createAdmission({ concurrency: 1, queueLength: 1 });
+    const admission = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 1 });
     const first = await admission.enter(call(), never);
     const gone = new AbortController();
     const waiting = admission.enter(call(), gone.signal);
@@ -180,7 +187,7 @@ describe("admission", () => {
   });
 
   it("takes a sequence back once, however often it is given", async () => {
-    const admission = createAdmission({ concurrency: 2, queueLength: 0 });
+    const admission = createEngineQueue({ capacity: createFixedCapacity(2), queueLength: 0 });
     const first = await admission.enter(call(), never);
     await admission.enter(call(), never);
     first[Symbol.dispose]();
@@ -192,8 +199,8 @@ describe("admission", () => {
     const action = fc.constantFrom("enter", "release", "abort");
     await fc.assert(
       fc.asyncProperty(fc.array(action, { maxLength: 60 }), async (actions) => {
-        const admission = createAdmission({ concurrency: 3, queueLength: 4 });
-        const held: Lease[] = [];
+        const admission = createEngineQueue({ capacity: createFixedCapacity(3), queueLength: 4 });
+        const held: Seat[] = [];
         const waiting: AbortController[] = [];
         for (const each of actions) {
           if (each === "enter") {
@@ -223,5 +230,96 @@ describe("admission", () => {
         expect(admission).toMatchObject({ running: 0, waiting: 0 });
       }),
     );
+  });
+});
+
+describe("a call's deadline", () => {
+  /** One place that calls keep for ten seconds. */
+  async function createBusy() {
+    let now = 0;
+    const queue = createEngineQueue({
+      capacity: createFixedCapacity(1),
+      queueLength: 10,
+      clock: () => now,
+    });
+    const before = await queue.enter(call(), never);
+    now = 10_000;
+    before[Symbol.dispose]();
+    const running = await queue.enter(call(), never);
+    return {
+      queue,
+      running,
+      pass: (ms: number) => {
+        now += ms;
+      },
+    };
+  }
+
+  it("that cannot be met is told at once, with the wait to expect", async () => {
+    const { queue } = await createBusy();
+    await expect(queue.enter(call({ deadlineMs: 9000 }), never)).rejects.toMatchObject({
+      kind: "exhausted",
+      reason: "deadline",
+      retryAfterMs: 10_000,
+      message: expect.stringContaining("about 10 s"),
+    });
+    expect(queue.waiting).toBe(0);
+  });
+
+  it("is held against the call's own turn, not against the whole queue", async () => {
+    const { queue } = await createBusy();
+    for (const _ of [1, 2, 3]) void queue.enter(call({ client: "flood" }), never);
+    const asked = { deadlineMs: 15_000 };
+    const chat = queue.enter(call({ ...asked, client: "chat" }), never);
+    await expect(queue.enter(call({ ...asked, client: "flood" }), never)).rejects.toMatchObject({
+      reason: "deadline",
+      retryAfterMs: 50_000,
+    });
+    expect(queue.waiting).toBe(4);
+    chat.catch(() => undefined);
+  });
+
+  it("refuses nobody as long as nobody knows how long calls take", async () => {
+    const queue = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 10 });
+    await queue.enter(call(), never);
+    void queue.enter(call({ deadlineMs: 1 }), never);
+    expect(queue.waiting).toBe(1);
+  });
+
+  it("is known with the wait: a place says how long its call has waited", async () => {
+    const { queue, running, pass } = await createBusy();
+    expect(running.queueMs).toBe(0);
+    const waiting = queue.enter(call(), never);
+    pass(1234);
+    running[Symbol.dispose]();
+    expect((await waiting).queueMs).toBe(1234);
+  });
+});
+
+describe("engines that are lost", () => {
+  it("refuse who waits and who comes, as unavailable and not as too many, until one is back", async () => {
+    const fixed = createFixedCapacity(1);
+    let isDown = false;
+    const capacity = {
+      ...fixed,
+      get isDown() {
+        return isDown;
+      },
+    };
+    const queue = createEngineQueue({ capacity, queueLength: 1 });
+    const running = await queue.enter(call(), never);
+    const waiting = queue.enter(call(), never);
+    isDown = true;
+    capacity.onChange();
+    const unavailable = { kind: "unavailable", reason: "engine", retryAfterMs: 1000 };
+    await expect(waiting).rejects.toMatchObject(unavailable);
+    await expect(queue.enter(call(), never)).rejects.toMatchObject(unavailable);
+    expect(queue).toMatchObject({ running: 1, waiting: 0 });
+
+    running[Symbol.dispose]();
+    isDown = false;
+    capacity.onChange();
+    await queue.enter(call(), never);
+    expect(queue.running).toBe(1);
   });
 });

@@ -1,0 +1,224 @@
+import { AppError, type RefusalReason } from "../errors.ts";
+import type { CallClass } from "../keys/api-keys.ts";
+import { type MonotonicClock, monotonicClock } from "../lib/clock.ts";
+import type { Capacity, PlacedCall } from "./capacity.ts";
+import { createFairQueue, type FairCall, type FairQueue, type Waiter } from "./fair-queue.ts";
+
+/** A call that wants a place at an engine. A client belongs to one class, and has one weight. */
+export interface QueuedCall extends FairCall, PlacedCall {
+  readonly class: CallClass;
+  /** Milliseconds until its deadline. */
+  readonly deadlineMs: number;
+}
+
+/** A place that a call has. Disposing it, once or more often, gives it back. */
+export interface Seat extends Disposable {
+  /** Which engine; absent where there is only one. */
+  readonly engine: string | undefined;
+  /** Milliseconds that the call has waited. */
+  readonly queueMs: number;
+  /**
+   * Says what the call has really cost, in tokens of prompt and completion; 0 for one that never ran. It counts from the
+   * disposal on, the last word before which holds. Without a word it has cost what was expected.
+   */
+  settle(tokens: number): void;
+}
+
+/** Decides in which order calls get the engines. */
+export interface EngineQueue {
+  /** Calls that have a place now. */
+  readonly running: number;
+  /** Calls that wait now, and those of one class. */
+  readonly waiting: number;
+  waitingOf(callClass: CallClass): number;
+  /**
+   * Waits for a place. The caller must dispose what it gets; until then the place is taken.
+   *
+   * Throws AppError `exhausted` at once when the queue or the client's part of it is full and when the call would wait longer
+   * than its deadline allows, `unavailable` when no engine can be reached, also when that happens while it waits, and
+   * `signal.reason` when the caller gives up; in all cases nothing stays taken.
+   */
+  enter(call: QueuedCall, signal: AbortSignal): Promise<Seat>;
+}
+
+/**
+ * While batch calls wait, one of so many admissions is theirs. Small enough that a batch goes on under any load of persons,
+ * an eighth of the engine at the least, and large enough that a person hardly notices.
+ */
+export const batchTurn = 8;
+
+/** A refused caller may try again after the expected wait, but neither at once nor after it has forgotten. */
+const retryAfterMsMin = 1000;
+const retryAfterMsMax = 60_000;
+
+/** The weight of the newest call in the mean of how long calls keep a place: it follows a change within some ten calls. */
+const newest = 1 / 8;
+
+/**
+ * No place is idle while a call waits that it has room for. Interactive calls go first, all but every `batchTurn`th; within a
+ * class clients share by weight, see `createFairQueue`. Nobody overtakes the call whose turn it is, also when that one needs
+ * more room than there is: it would never be let in. The engine's own queue stays empty, so that a caller who leaves never
+ * costs it anything.
+ *
+ * At most `queueLength` calls wait, and a client may add one as long as it has fewer waiting than there are places left (the
+ * dynamic threshold of Choudhury and Hahne, 1998). So one client gets half of the queue at most, and each further one half of
+ * what is left: whoever fills its part refuses itself, and several that do still leave places to a client that has none.
+ */
+export function createEngineQueue(options: {
+  readonly capacity: Capacity;
+  readonly queueLength: number;
+  readonly clock?: MonotonicClock;
+}): EngineQueue {
+  const { capacity, queueLength, clock = monotonicClock } = options;
+  const queues: Record<CallClass, FairQueue<QueuedCall>> = {
+    interactive: createFairQueue(),
+    batch: createFairQueue(),
+  };
+  const waiters = new Set<{ fail(error: AppError): void }>();
+  let running = 0;
+  /** Interactive calls that were admitted since batch calls wait or had their turn. */
+  let passedBatch = 0;
+  /** How long calls keep a place, in milliseconds: a mean that follows the newest. 0: none has ended yet. */
+  let keptMs = 0;
+
+  const waiting = () => queues.interactive.size + queues.batch.size;
+
+  /** A place for a call, which its queue then has to charge. */
+  const take = (call: QueuedCall, queueMs: number): Seat | undefined => {
+    const place = capacity.take(call);
+    if (place === undefined) return undefined;
+    running += 1;
+    const sinceMs = clock();
+    let cost = call.tokens;
+    let taken = true;
+    return {
+      engine: place.engine,
+      queueMs,
+      settle(tokens) {
+        cost = tokens;
+      },
+      [Symbol.dispose]() {
+        if (!taken) return;
+        taken = false;
+        running -= 1;
+        place.free();
+        const ownMs = clock() - sinceMs;
+        keptMs = keptMs === 0 ? ownMs : keptMs + (ownMs - keptMs) * newest;
+        queues[call.class].end(call, cost);
+        admitWaiting();
+      },
+    };
+  };
+
+  const admitWaiting = () => {
+    const { interactive, batch } = queues;
+    for (;;) {
+      const isBatch = batch.size > 0 && (interactive.size === 0 || passedBatch >= batchTurn - 1);
+      const queue = isBatch ? batch : interactive;
+      const waiter = queue.first() as QueuedWaiter | undefined;
+      if (waiter === undefined) return;
+      waiter.seat = take(waiter.call, clock() - waiter.sinceMs);
+      if (waiter.seat === undefined) return;
+      passedBatch = isBatch || batch.size === 0 ? 0 : passedBatch + 1;
+      queue.admit(waiter);
+    }
+  };
+
+  capacity.onChange = () => {
+    if (capacity.isDown) for (const waiter of waiters) waiter.fail(down());
+    else admitWaiting();
+  };
+
+  /** Milliseconds that one more call would wait: a place is free every `keptMs / running`. 0 while nobody knows. */
+  const expectedWaitMs = (ahead: number) => ((ahead + 1) * keptMs) / Math.max(running, 1);
+
+  const refuse = (waitMs: number, reason: RefusalReason, message: string): AppError => {
+    const retryAfterMs = Math.min(Math.max(Math.ceil(waitMs), retryAfterMsMin), retryAfterMsMax);
+    return new AppError("exhausted", message, { retryAfterMs, reason });
+  };
+
+  /** Throws when the call may not wait. */
+  const checkQueue = (call: QueuedCall) => {
+    const { interactive, batch } = queues;
+    const own = queues[call.class];
+    const places = queueLength - waiting();
+    const allMs = expectedWaitMs(waiting());
+    if (places <= 0) {
+      throw refuse(allMs, "queue", "too many calls wait for the engine: try again later");
+    }
+    if (own.sizeOf(call.client) >= places) {
+      const message = "too many calls of this client wait for the engine: try again later";
+      throw refuse(allMs, "client-queue", message);
+    }
+    const others =
+      call.class === "batch" ? interactive.size : Math.min(batch.size, own.size / batchTurn);
+    const waitMs = expectedWaitMs(own.aheadOf(call) + others);
+    if (waitMs > call.deadlineMs) {
+      const seconds = Math.ceil(waitMs / 1000);
+      const message = `the call would wait for the engine about ${seconds} s, longer than its deadline allows`;
+      throw refuse(waitMs, "deadline", message);
+    }
+  };
+
+  return {
+    get running() {
+      return running;
+    },
+    get waiting() {
+      return waiting();
+    },
+    waitingOf: (callClass) => queues[callClass].size,
+
+    async enter(call, signal) {
+      signal.throwIfAborted();
+      if (capacity.isDown) throw down();
+      const queue = queues[call.class];
+      const seat = waiting() === 0 ? take(call, 0) : undefined;
+      if (seat !== undefined) {
+        queue.pass(call);
+        return seat;
+      }
+      checkQueue(call);
+      return new Promise<Seat>((resolve, reject) => {
+        const forget = () => {
+          waiters.delete(waiter);
+          signal.removeEventListener("abort", leave);
+        };
+        const leave = () => waiter.fail(signal.reason);
+        const waiter: QueuedWaiter = {
+          call,
+          sinceMs: clock(),
+          seat: undefined,
+          admit() {
+            forget();
+            if (waiter.seat !== undefined) resolve(waiter.seat);
+          },
+          fail(error) {
+            forget();
+            queue.remove(waiter);
+            reject(error);
+            // It may have been the one that needed more room than there is.
+            admitWaiting();
+          },
+        };
+        waiters.add(waiter);
+        queue.add(waiter);
+        signal.addEventListener("abort", leave, { once: true });
+      });
+    },
+  };
+}
+
+interface QueuedWaiter extends Waiter<QueuedCall> {
+  readonly sinceMs: number;
+  /** Its place, once it has one. */
+  seat: Seat | undefined;
+  fail(error: AppError): void;
+}
+
+function down(): AppError {
+  return new AppError("unavailable", "the engine cannot be reached: try again", {
+    retryAfterMs: retryAfterMsMin,
+    reason: "engine",
+  });
+}
