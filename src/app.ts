@@ -17,7 +17,8 @@ export interface App extends AsyncDisposable {
 }
 
 /** What a test or a program may put in the place of what the configuration would give. */
-export interface Overrides extends Pick<ServiceParts, "engine" | "signal" | "onModelFile"> {
+export interface Overrides
+  extends Pick<ServiceParts, "engine" | "signal" | "onModelFile" | "heartbeatMs"> {
   readonly logger?: Logger;
 }
 

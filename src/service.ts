@@ -41,6 +41,8 @@ export interface ServiceParts {
   readonly engine?: Engine;
   /** Ends a start that takes long, such as a model download. */
   readonly signal?: AbortSignal;
+  /** Milliseconds after which a silent stream gets a heartbeat, in the place of the usual 15 s. */
+  readonly heartbeatMs?: number;
   /** Progress of a model download. */
   readonly onModelFile?: (report: ModelFileReport) => void;
 }
@@ -56,6 +58,9 @@ const callersFaults = new Set([
 const isCallersFault = ({ outcome, reason }: Call) =>
   callersFaults.has(outcome) && reason === undefined;
 
+/** A quarter of what proxies allow a silent stream, nginx and most others, before they cut it: one may get lost. */
+const usualHeartbeatMs = 15_000;
+
 /** After the drain's time is over: what calls get to tell their callers that the service stops. */
 const unwindMs = 1000;
 
@@ -67,7 +72,7 @@ const unwindMs = 1000;
  */
 export async function createService(config: Config, parts: ServiceParts): Promise<Service> {
   await using resources = new AsyncDisposableStack();
-  const { resolved, shared, events } = parts;
+  const { resolved, shared, events, heartbeatMs = usualHeartbeatMs } = parts;
 
   const engine = resources.use(parts.engine ?? (await createEngine(config, parts)));
   const embedder = createEmbedder(config);
@@ -89,7 +94,7 @@ export async function createService(config: Config, parts: ServiceParts): Promis
     maxTokensDefault: config.limits.maxTokensDefault,
   });
   const routes = createRoutes({
-    chat: createChatHandler(chat),
+    chat: createChatHandler(chat, heartbeatMs),
     model: createModelHandler({
       engine,
       admission: shared.admission,
@@ -115,6 +120,7 @@ export async function createService(config: Config, parts: ServiceParts): Promis
       addressOf: createClientAddress(config.server.trustedProxies),
       bodyBytesMax: config.server.maxBodyBytes,
       deadline: config.timeouts,
+      heartbeatMs,
       onCallEnd(call, durationMs) {
         const { id, client, counted, cause } = call;
         if (client !== undefined && !counted && isCallersFault(call))

@@ -1,4 +1,5 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import type { ServiceImpl } from "@connectrpc/connect";
 import {
   FinishReason as FinishReasonProto,
@@ -27,6 +28,7 @@ import type {
   Usage,
 } from "../inference/engine.ts";
 import { monotonicClock } from "../lib/clock.ts";
+import { settlesWithin } from "../lib/delay.ts";
 import { callOf, clientOf } from "../rpc/call.ts";
 import type { DirectCaller, DirectRequest } from "../rpc/direct.ts";
 import { encode, envelope, envelopeBytes, type Wire } from "../rpc/wire.ts";
@@ -41,8 +43,11 @@ export interface ChatHandler {
   };
 }
 
-/** Translates ChatService to the chat use case and back; rules, limits and errors live elsewhere. */
-export function createChatHandler(chat: Chat): ChatHandler {
+/**
+ * Translates ChatService to the chat use case and back; rules, limits and errors live elsewhere. A stream that has nothing to
+ * say for `heartbeatMs` milliseconds says that it lives.
+ */
+export function createChatHandler(chat: Chat, heartbeatMs: number): ChatHandler {
   async function begin(request: ChatRequestProto, { call, signal }: DirectCaller): Promise<Answer> {
     const { id, deadlineAt } = call;
     const client = clientOf(call);
@@ -77,9 +82,17 @@ export function createChatHandler(chat: Chat): ChatHandler {
 
       async *streamChat(request, context) {
         const caller = { call: callOf(context), signal: context.signal };
-        using answer = await begin(request, caller);
-        yield toStart(caller.call.id, answer.model);
-        for await (const each of answer.parts) yield toStreamPart(each, answer.parts.usage);
+        const beginning = begin(request, caller);
+        try {
+          while (!(await settlesWithin(beginning, heartbeatMs))) yield heartbeat;
+          const answer = await beginning;
+          yield toStart(caller.call.id, answer);
+          for await (const each of withHeartbeats(answer.parts, heartbeatMs))
+            yield each === undefined ? heartbeat : toStreamPart(each, answer.parts.usage);
+        } finally {
+          // Also when the reader has left while it waited.
+          beginning.then(dispose, ignore);
+        }
       },
     },
 
@@ -92,11 +105,12 @@ export function createChatHandler(chat: Chat): ChatHandler {
 
       streamChat: (request, wire) => ({
         isStream: true,
+        heartbeat: encode(StreamChatResponseSchema, wire, heartbeat),
         async answer(caller) {
           const answer = await begin(request, caller);
           const { parts } = answer;
           return {
-            start: encode(StreamChatResponseSchema, wire, toStart(caller.call.id, answer.model)),
+            start: encode(StreamChatResponseSchema, wire, toStart(caller.call.id, answer)),
             parts,
             toMessage: (part: ChatPart) => encodeStreamPart(wire, part, parts.usage),
             [Symbol.dispose]: () => answer[Symbol.dispose](),
@@ -240,9 +254,39 @@ function appendToolCall(
   else known.arguments += text;
 }
 
-function toStart(id: string, model: string) {
-  return part({ case: "start", value: { id, model } });
+function toStart(id: string, { model, queueMs }: Answer) {
+  const ms = Math.round(queueMs);
+  const queueWait = ms > 0 ? { queueWait: durationFromMs(ms) } : {};
+  return part({ case: "start", value: { id, model, ...queueWait } });
 }
+
+const heartbeat = part({ case: "heartbeat", value: {} });
+
+/** The same items; undefined whenever `ms` milliseconds pass without one. */
+async function* withHeartbeats<T>(
+  items: AsyncIterable<T>,
+  ms: number,
+): AsyncGenerator<T | undefined> {
+  const iterator = items[Symbol.asyncIterator]();
+  try {
+    for (;;) {
+      const next = iterator.next();
+      while (!(await settlesWithin(next, ms))) yield undefined;
+      const { done, value } = await next;
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    // Not waited for: an engine that says nothing need not say that it has stopped.
+    iterator.return?.().catch(ignore);
+  }
+}
+
+function dispose(held: Disposable): void {
+  held[Symbol.dispose]();
+}
+
+function ignore() {}
 
 /** Text is nearly all that is ever streamed, and is written here field by field; Connect's path proves it equal. */
 export function encodeStreamPart(wire: Wire, each: ChatPart, usage: Usage): Buffer {

@@ -15,8 +15,12 @@ export interface DirectMethod {
 export type DirectRequest =
   /** Resolves to the one message of the answer, as it goes into the body. */
   | { readonly isStream: false; answer(caller: DirectCaller): Promise<Buffer> }
-  /** Resolves when the answer has begun; what throws before that has sent nothing. */
-  | { readonly isStream: true; answer(caller: DirectCaller): Promise<DirectStream> };
+  /** Resolves when the answer has begun; `heartbeat` is a message for callers who wait, as it goes into the body. */
+  | {
+      readonly isStream: true;
+      readonly heartbeat: Buffer;
+      answer(caller: DirectCaller): Promise<DirectStream>;
+    };
 
 export interface DirectCaller {
   readonly call: Call;

@@ -1,3 +1,4 @@
+import type { ConnectError } from "@connectrpc/connect";
 import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import { AppError } from "../errors.ts";
 import type { Call } from "../rpc/call.ts";
@@ -17,6 +18,8 @@ import { readBody } from "./request-body.ts";
 import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
 
 export interface DirectCallOptions extends RpcAdapterOptions {
+  /** Milliseconds without a message after which a stream gets a heartbeat. */
+  readonly heartbeatMs: number;
   /** Aborts, with the error that callers see, when the drain's time is over. */
   readonly shutdownSignal: AbortSignal;
 }
@@ -53,8 +56,8 @@ export async function runDirect(
     if (asked === undefined) return await runRpc(handler, call, { ...exchange, body }, options);
     call.dispatched = true;
     if (asked.isStream) {
-      using stream = await asked.answer({ call, signal });
-      await sendStream(stream, wire, call, exchange);
+      using sender = openSender(wire, exchange, asked.heartbeat, options.heartbeatMs);
+      await sendStream(asked.answer({ call, signal }), sender, call, exchange);
     } else {
       const message = await asked.answer({ call, signal });
       // As Connect does, and so that a client over HTTP/1.1 gets it in one piece.
@@ -85,28 +88,75 @@ function usualWire({ method, headers }: NodeRequest, isStream: boolean): Wire | 
 /** What may wait in Node for a slow reader before its stream waits for it. Node's own mark is four times that. */
 const unsentBytesMax = 16 * 1024;
 
-async function sendStream(
-  stream: DirectStream,
+/** The way of a stream's messages to its reader. Its first message sends the head. */
+interface Sender extends Disposable {
+  readonly hasBegun: boolean;
+  /** Resolves at once as long as the reader keeps up. */
+  send(message: Buffer): Promise<void> | undefined;
+  /** Ends the answer. */
+  end(error?: ConnectError): void;
+}
+
+function openSender(
   wire: Wire,
-  call: Call,
-  { response, caller }: HttpExchange,
-): Promise<void> {
-  writeHead(response, 200, wire.contentType);
+  { response }: HttpExchange,
+  heartbeat: Buffer,
+  heartbeatMs: number,
+): Sender {
   // Over HTTP/2 the stream itself: it knows how much its reader has not taken yet.
   const body = "stream" in response ? response.stream : response;
-  let last = wire.end();
-  try {
-    body.write(stream.start);
-    for await (const part of stream.parts) {
-      const message = stream.toMessage(part);
-      if (body.writableLength < unsentBytesMax) body.write(message);
-      else await written(response, message, stallMs);
+  let hasBegun = false;
+  let isQuiet = false;
+  const begin = () => {
+    if (!hasBegun) writeHead(response, 200, wire.contentType);
+    hasBegun = true;
+  };
+  const timer = setInterval(() => {
+    // A reader who has not taken the last message knows that there is more.
+    if (isQuiet && body.writableLength === 0 && !body.destroyed) {
+      begin();
+      body.write(heartbeat);
     }
+    isQuiet = true;
+  }, heartbeatMs);
+  return {
+    get hasBegun() {
+      return hasBegun;
+    },
+    send(message) {
+      begin();
+      isQuiet = false;
+      if (body.writableLength >= unsentBytesMax) return written(response, message, stallMs);
+      body.write(message);
+      return undefined;
+    },
+    end(error) {
+      begin();
+      end(response, wire.end(error));
+    },
+    [Symbol.dispose]: () => clearInterval(timer),
+  };
+}
+
+async function sendStream(
+  answer: Promise<DirectStream>,
+  sender: Sender,
+  call: Call,
+  { caller }: HttpExchange,
+): Promise<void> {
+  try {
+    using stream = await answer;
+    await sender.send(stream.start);
+    for await (const part of stream.parts) {
+      const waiting = sender.send(stream.toMessage(part));
+      if (waiting !== undefined) await waiting;
+    }
+    sender.end();
   } catch (error) {
-    if (caller.aborted) throw error;
-    last = wire.end(recordOutcome(call, error));
+    // What fails before anything was sent is Connect's to tell.
+    if (caller.aborted || !sender.hasBegun) throw error;
+    sender.end(recordOutcome(call, error));
   }
-  end(response, last);
 }
 
 function end(response: NodeResponse, { bytes, trailers }: WireEnd, message?: Buffer): void {

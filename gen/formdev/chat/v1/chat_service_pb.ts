@@ -7,13 +7,15 @@ import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2
 import { file_buf_validate_validate } from "@bufbuild/protovalidate/gen/buf/validate/validate_pb.js";
 import type { FinishReason, Message as Message$1, Reasoning, ResponseFormat, Tool, ToolChoice, Usage } from "./chat_pb.ts";
 import { file_formdev_chat_v1_chat } from "./chat_pb.ts";
+import type { Duration } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file formdev/chat/v1/chat_service.proto.
  */
 export const file_formdev_chat_v1_chat_service: GenFile = /*@__PURE__*/
-  fileDesc("CiJmb3JtZGV2L2NoYXQvdjEvY2hhdF9zZXJ2aWNlLnByb3RvEg9mb3JtZGV2LmNoYXQudjEiowsKC0NoYXRSZXF1ZXN0EhcKBW1vZGVsGAEgASgJQgi6SAVyAyiAAhI3CghtZXNzYWdlcxgCIAMoCzIYLmZvcm1kZXYuY2hhdC52MS5NZXNzYWdlQgu6SAiSAQUIARCAAhIkCgptYXhfdG9rZW5zGAMgASgNQgu6SAgqBhiAgAgoAUgAiAEBEjEKC3RlbXBlcmF0dXJlGAQgASgBQhe6SBQSEhkAAAAAAAAAQCkAAAAAAAAAAEgBiAEBEisKBXRvcF9wGAUgASgBQhe6SBQSEhkAAAAAAADwPyEAAAAAAAAAAEgCiAEBEh4KBXRvcF9rGAYgASgNQgq6SAcqBRjoBygBSAOIAQESKwoFbWluX3AYByABKAFCF7pIFBISGQAAAAAAAPA/KQAAAAAAAAAASASIAQESNgoQcHJlc2VuY2VfcGVuYWx0eRgIIAEoAUIXukgUEhIZAAAAAAAAAEApAAAAAAAAAMBIBYgBARI3ChFmcmVxdWVuY3lfcGVuYWx0eRgJIAEoAUIXukgUEhIZAAAAAAAAAEApAAAAAAAAAMBIBogBARI4ChJyZXBldGl0aW9uX3BlbmFsdHkYCiABKAFCF7pIFBISGQAAAAAAAABAIQAAAAAAAAAASAeIAQESHgoEc3RvcBgLIAMoCUIQukgNkgEKEAQiBnIEEAEYQBIRCgRzZWVkGAwgASgNSAiIAQESOAoPcmVzcG9uc2VfZm9ybWF0GA0gASgLMh8uZm9ybWRldi5jaGF0LnYxLlJlc3BvbnNlRm9ybWF0Ei4KBXRvb2xzGA4gAygLMhUuZm9ybWRldi5jaGF0LnYxLlRvb2xCCLpIBZIBAhAgEjAKC3Rvb2xfY2hvaWNlGA8gASgLMhsuZm9ybWRldi5jaGF0LnYxLlRvb2xDaG9pY2USIAoTcGFyYWxsZWxfdG9vbF9jYWxscxgQIAEoCEgJiAEBEi0KCXJlYXNvbmluZxgRIAEoCzIaLmZvcm1kZXYuY2hhdC52MS5SZWFzb25pbmc6gwS6SP8DGnMKG2NoYXRfcmVxdWVzdC50b29scy5kaXN0aW5jdBIndG9vbHMgbXVzdCBoYXZlIGRpc3RpbmN0IGZ1bmN0aW9uIG5hbWVzGit0aGlzLnRvb2xzLm1hcCh0LCB0LmZ1bmN0aW9uLm5hbWUpLnVuaXF1ZSgpGqUBCh5jaGF0X3JlcXVlc3QudG9vbF9jaG9pY2UudG9vbHMSLnRvb2xfY2hvaWNlIGFuZCBwYXJhbGxlbF90b29sX2NhbGxzIG5lZWQgdG9vbHMaU3RoaXMudG9vbHMuc2l6ZSgpID4gMCB8fCAoIWhhcyh0aGlzLnRvb2xfY2hvaWNlKSAmJiAhaGFzKHRoaXMucGFyYWxsZWxfdG9vbF9jYWxscykpGt8BCiFjaGF0X3JlcXVlc3QudG9vbF9jaG9pY2UuZnVuY3Rpb24SOXRvb2xfY2hvaWNlLmZ1bmN0aW9uIG11c3QgYmUgdGhlIG5hbWUgb2Ygb25lIG9mIHRoZSB0b29scxp/IWhhcyh0aGlzLnRvb2xfY2hvaWNlKSB8fCB0aGlzLnRvb2xfY2hvaWNlLmZ1bmN0aW9uID09ICcnIHx8IHRoaXMudG9vbHMuZXhpc3RzKHQsIHQuZnVuY3Rpb24ubmFtZSA9PSB0aGlzLnRvb2xfY2hvaWNlLmZ1bmN0aW9uKUINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QhUKE19yZXBldGl0aW9uX3BlbmFsdHlCBwoFX3NlZWRCFgoUX3BhcmFsbGVsX3Rvb2xfY2FsbHMisQEKDENoYXRSZXNwb25zZRIKCgJpZBgBIAEoCRINCgVtb2RlbBgCIAEoCRIpCgdtZXNzYWdlGAMgASgLMhguZm9ybWRldi5jaGF0LnYxLk1lc3NhZ2USNAoNZmluaXNoX3JlYXNvbhgEIAEoDjIdLmZvcm1kZXYuY2hhdC52MS5GaW5pc2hSZWFzb24SJQoFdXNhZ2UYBSABKAsyFi5mb3JtZGV2LmNoYXQudjEuVXNhZ2UikwIKElN0cmVhbUNoYXRSZXNwb25zZRInCgVzdGFydBgBIAEoCzIWLmZvcm1kZXYuY2hhdC52MS5TdGFydEgAEjAKCnRleHRfZGVsdGEYAiABKAsyGi5mb3JtZGV2LmNoYXQudjEuVGV4dERlbHRhSAASOgoPcmVhc29uaW5nX2RlbHRhGAMgASgLMh8uZm9ybWRldi5jaGF0LnYxLlJlYXNvbmluZ0RlbHRhSAASOQoPdG9vbF9jYWxsX2RlbHRhGAQgASgLMh4uZm9ybWRldi5jaGF0LnYxLlRvb2xDYWxsRGVsdGFIABIjCgNlbmQYBSABKAsyFC5mb3JtZGV2LmNoYXQudjEuRW5kSABCBgoEcGFydCIiCgVTdGFydBIKCgJpZBgBIAEoCRINCgVtb2RlbBgCIAEoCSIZCglUZXh0RGVsdGESDAoEdGV4dBgBIAEoCSIeCg5SZWFzb25pbmdEZWx0YRIMCgR0ZXh0GAEgASgJIksKDVRvb2xDYWxsRGVsdGESDQoFaW5kZXgYASABKA0SCgoCaWQYAiABKAkSDAoEbmFtZRgDIAEoCRIRCglhcmd1bWVudHMYBCABKAkiYgoDRW5kEjQKDWZpbmlzaF9yZWFzb24YASABKA4yHS5mb3JtZGV2LmNoYXQudjEuRmluaXNoUmVhc29uEiUKBXVzYWdlGAIgASgLMhYuZm9ybWRldi5jaGF0LnYxLlVzYWdlMqUBCgtDaGF0U2VydmljZRJDCgRDaGF0EhwuZm9ybWRldi5jaGF0LnYxLkNoYXRSZXF1ZXN0Gh0uZm9ybWRldi5jaGF0LnYxLkNoYXRSZXNwb25zZRJRCgpTdHJlYW1DaGF0EhwuZm9ybWRldi5jaGF0LnYxLkNoYXRSZXF1ZXN0GiMuZm9ybWRldi5jaGF0LnYxLlN0cmVhbUNoYXRSZXNwb25zZTABYgZwcm90bzM", [file_buf_validate_validate, file_formdev_chat_v1_chat]);
+  fileDesc("CiJmb3JtZGV2L2NoYXQvdjEvY2hhdF9zZXJ2aWNlLnByb3RvEg9mb3JtZGV2LmNoYXQudjEiowsKC0NoYXRSZXF1ZXN0EhcKBW1vZGVsGAEgASgJQgi6SAVyAyiAAhI3CghtZXNzYWdlcxgCIAMoCzIYLmZvcm1kZXYuY2hhdC52MS5NZXNzYWdlQgu6SAiSAQUIARCAAhIkCgptYXhfdG9rZW5zGAMgASgNQgu6SAgqBhiAgAgoAUgAiAEBEjEKC3RlbXBlcmF0dXJlGAQgASgBQhe6SBQSEhkAAAAAAAAAQCkAAAAAAAAAAEgBiAEBEisKBXRvcF9wGAUgASgBQhe6SBQSEhkAAAAAAADwPyEAAAAAAAAAAEgCiAEBEh4KBXRvcF9rGAYgASgNQgq6SAcqBRjoBygBSAOIAQESKwoFbWluX3AYByABKAFCF7pIFBISGQAAAAAAAPA/KQAAAAAAAAAASASIAQESNgoQcHJlc2VuY2VfcGVuYWx0eRgIIAEoAUIXukgUEhIZAAAAAAAAAEApAAAAAAAAAMBIBYgBARI3ChFmcmVxdWVuY3lfcGVuYWx0eRgJIAEoAUIXukgUEhIZAAAAAAAAAEApAAAAAAAAAMBIBogBARI4ChJyZXBldGl0aW9uX3BlbmFsdHkYCiABKAFCF7pIFBISGQAAAAAAAABAIQAAAAAAAAAASAeIAQESHgoEc3RvcBgLIAMoCUIQukgNkgEKEAQiBnIEEAEYQBIRCgRzZWVkGAwgASgNSAiIAQESOAoPcmVzcG9uc2VfZm9ybWF0GA0gASgLMh8uZm9ybWRldi5jaGF0LnYxLlJlc3BvbnNlRm9ybWF0Ei4KBXRvb2xzGA4gAygLMhUuZm9ybWRldi5jaGF0LnYxLlRvb2xCCLpIBZIBAhAgEjAKC3Rvb2xfY2hvaWNlGA8gASgLMhsuZm9ybWRldi5jaGF0LnYxLlRvb2xDaG9pY2USIAoTcGFyYWxsZWxfdG9vbF9jYWxscxgQIAEoCEgJiAEBEi0KCXJlYXNvbmluZxgRIAEoCzIaLmZvcm1kZXYuY2hhdC52MS5SZWFzb25pbmc6gwS6SP8DGnMKG2NoYXRfcmVxdWVzdC50b29scy5kaXN0aW5jdBIndG9vbHMgbXVzdCBoYXZlIGRpc3RpbmN0IGZ1bmN0aW9uIG5hbWVzGit0aGlzLnRvb2xzLm1hcCh0LCB0LmZ1bmN0aW9uLm5hbWUpLnVuaXF1ZSgpGqUBCh5jaGF0X3JlcXVlc3QudG9vbF9jaG9pY2UudG9vbHMSLnRvb2xfY2hvaWNlIGFuZCBwYXJhbGxlbF90b29sX2NhbGxzIG5lZWQgdG9vbHMaU3RoaXMudG9vbHMuc2l6ZSgpID4gMCB8fCAoIWhhcyh0aGlzLnRvb2xfY2hvaWNlKSAmJiAhaGFzKHRoaXMucGFyYWxsZWxfdG9vbF9jYWxscykpGt8BCiFjaGF0X3JlcXVlc3QudG9vbF9jaG9pY2UuZnVuY3Rpb24SOXRvb2xfY2hvaWNlLmZ1bmN0aW9uIG11c3QgYmUgdGhlIG5hbWUgb2Ygb25lIG9mIHRoZSB0b29scxp/IWhhcyh0aGlzLnRvb2xfY2hvaWNlKSB8fCB0aGlzLnRvb2xfY2hvaWNlLmZ1bmN0aW9uID09ICcnIHx8IHRoaXMudG9vbHMuZXhpc3RzKHQsIHQuZnVuY3Rpb24ubmFtZSA9PSB0aGlzLnRvb2xfY2hvaWNlLmZ1bmN0aW9uKUINCgtfbWF4X3Rva2Vuc0IOCgxfdGVtcGVyYXR1cmVCCAoGX3RvcF9wQggKBl90b3Bfa0IICgZfbWluX3BCEwoRX3ByZXNlbmNlX3BlbmFsdHlCFAoSX2ZyZXF1ZW5jeV9wZW5hbHR5QhUKE19yZXBldGl0aW9uX3BlbmFsdHlCBwoFX3NlZWRCFgoUX3BhcmFsbGVsX3Rvb2xfY2FsbHMisQEKDENoYXRSZXNwb25zZRIKCgJpZBgBIAEoCRINCgVtb2RlbBgCIAEoCRIpCgdtZXNzYWdlGAMgASgLMhguZm9ybWRldi5jaGF0LnYxLk1lc3NhZ2USNAoNZmluaXNoX3JlYXNvbhgEIAEoDjIdLmZvcm1kZXYuY2hhdC52MS5GaW5pc2hSZWFzb24SJQoFdXNhZ2UYBSABKAsyFi5mb3JtZGV2LmNoYXQudjEuVXNhZ2UixAIKElN0cmVhbUNoYXRSZXNwb25zZRInCgVzdGFydBgBIAEoCzIWLmZvcm1kZXYuY2hhdC52MS5TdGFydEgAEjAKCnRleHRfZGVsdGEYAiABKAsyGi5mb3JtZGV2LmNoYXQudjEuVGV4dERlbHRhSAASOgoPcmVhc29uaW5nX2RlbHRhGAMgASgLMh8uZm9ybWRldi5jaGF0LnYxLlJlYXNvbmluZ0RlbHRhSAASOQoPdG9vbF9jYWxsX2RlbHRhGAQgASgLMh4uZm9ybWRldi5jaGF0LnYxLlRvb2xDYWxsRGVsdGFIABIjCgNlbmQYBSABKAsyFC5mb3JtZGV2LmNoYXQudjEuRW5kSAASLwoJaGVhcnRiZWF0GAYgASgLMhouZm9ybWRldi5jaGF0LnYxLkhlYXJ0YmVhdEgAQgYKBHBhcnQiUQoFU3RhcnQSCgoCaWQYASABKAkSDQoFbW9kZWwYAiABKAkSLQoKcXVldWVfd2FpdBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIZCglUZXh0RGVsdGESDAoEdGV4dBgBIAEoCSIeCg5SZWFzb25pbmdEZWx0YRIMCgR0ZXh0GAEgASgJIksKDVRvb2xDYWxsRGVsdGESDQoFaW5kZXgYASABKA0SCgoCaWQYAiABKAkSDAoEbmFtZRgDIAEoCRIRCglhcmd1bWVudHMYBCABKAkiCwoJSGVhcnRiZWF0ImIKA0VuZBI0Cg1maW5pc2hfcmVhc29uGAEgASgOMh0uZm9ybWRldi5jaGF0LnYxLkZpbmlzaFJlYXNvbhIlCgV1c2FnZRgCIAEoCzIWLmZvcm1kZXYuY2hhdC52MS5Vc2FnZTKlAQoLQ2hhdFNlcnZpY2USQwoEQ2hhdBIcLmZvcm1kZXYuY2hhdC52MS5DaGF0UmVxdWVzdBodLmZvcm1kZXYuY2hhdC52MS5DaGF0UmVzcG9uc2USUQoKU3RyZWFtQ2hhdBIcLmZvcm1kZXYuY2hhdC52MS5DaGF0UmVxdWVzdBojLmZvcm1kZXYuY2hhdC52MS5TdHJlYW1DaGF0UmVzcG9uc2UwAWIGcHJvdG8z", [file_buf_validate_validate, file_formdev_chat_v1_chat, file_google_protobuf_duration]);
 
 /**
  * A conversation and how to answer it. Sampling fields that are absent take the model's own defaults.
@@ -212,7 +214,7 @@ export type StreamChatResponse = Message<"formdev.chat.v1.StreamChatResponse"> &
    */
   part: {
     /**
-     * The engine took the request. Always the first piece, and once.
+     * The engine took the request. The first piece but for heartbeats, and once.
      *
      * @generated from field: formdev.chat.v1.Start start = 1;
      */
@@ -250,6 +252,14 @@ export type StreamChatResponse = Message<"formdev.chat.v1.StreamChatResponse"> &
      */
     value: End;
     case: "end";
+  } | {
+    /**
+     * Nothing new, but the call is alive. Proxies between keep the stream open for it.
+     *
+     * @generated from field: formdev.chat.v1.Heartbeat heartbeat = 6;
+     */
+    value: Heartbeat;
+    case: "heartbeat";
   } | { case: undefined; value?: undefined };
 };
 
@@ -279,6 +289,13 @@ export type Start = Message<"formdev.chat.v1.Start"> & {
    * @generated from field: string model = 2;
    */
   model: string;
+
+  /**
+   * How long the call has waited for the engine, because others had it. Absent: it did not wait.
+   *
+   * @generated from field: google.protobuf.Duration queue_wait = 3;
+   */
+  queueWait?: Duration | undefined;
 };
 
 /**
@@ -373,6 +390,21 @@ export const ToolCallDeltaSchema: GenMessage<ToolCallDelta> = /*@__PURE__*/
   messageDesc(file_formdev_chat_v1_chat_service, 6);
 
 /**
+ * A sign of life. It says nothing else: before `start` the call waits for the engine, after it the engine is at work.
+ *
+ * @generated from message formdev.chat.v1.Heartbeat
+ */
+export type Heartbeat = Message<"formdev.chat.v1.Heartbeat"> & {
+};
+
+/**
+ * Describes the message formdev.chat.v1.Heartbeat.
+ * Use `create(HeartbeatSchema)` to create a new message.
+ */
+export const HeartbeatSchema: GenMessage<Heartbeat> = /*@__PURE__*/
+  messageDesc(file_formdev_chat_v1_chat_service, 7);
+
+/**
  * The end of an answer.
  *
  * @generated from message formdev.chat.v1.End
@@ -398,7 +430,7 @@ export type End = Message<"formdev.chat.v1.End"> & {
  * Use `create(EndSchema)` to create a new message.
  */
 export const EndSchema: GenMessage<End> = /*@__PURE__*/
-  messageDesc(file_formdev_chat_v1_chat_service, 7);
+  messageDesc(file_formdev_chat_v1_chat_service, 8);
 
 /**
  * Conversations with the model. Every method needs an API key.
@@ -422,8 +454,9 @@ export const ChatService: GenService<{
     output: typeof ChatResponseSchema;
   },
   /**
-   * Answers a conversation piece by piece, as the model writes it: one `start`, then deltas, then one `end`. A stream
-   * that did not send `end` failed, and its RPC status says how, with the same codes as Chat.
+   * Answers a conversation piece by piece, as the model writes it: one `start`, then deltas, then one `end`. Whenever 15
+   * seconds pass without a piece, also while the call still waits for the engine, comes a `heartbeat`. A stream that did not
+   * send `end` failed, and its RPC status says how, with the same codes as Chat.
    *
    * @generated from rpc formdev.chat.v1.ChatService.StreamChat
    */
