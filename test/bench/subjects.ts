@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Readable } from "node:stream";
+import packageJson from "../../package.json" with { type: "json" };
 import { key } from "./wires.ts";
 
 export interface Running extends AsyncDisposable {
@@ -25,8 +26,11 @@ export function startProduct(
   engine: string,
   env: Readonly<Record<string, string>> = {},
 ): Promise<Running> {
-  return startNode("../../src/main.ts", { ...productEnv(engine), ...env });
+  return startProgram(nodeFlags, "../../src/main.ts", { ...productEnv(engine), ...env });
 }
+
+/** Those of `npm start`. */
+const nodeFlags = packageJson.scripts.start.split(" ").filter((word) => word.startsWith("--"));
 
 /** The same with a debugger's port, through which its memory can be looked at. */
 export async function startInspectedProduct(
@@ -34,7 +38,7 @@ export async function startInspectedProduct(
   env: Readonly<Record<string, string>>,
 ): Promise<Running & { readonly inspector: string }> {
   const main = join(import.meta.dirname, "../../src/main.ts");
-  const args = ["--inspect=127.0.0.1:0", main];
+  const args = [...nodeFlags, "--inspect=127.0.0.1:0", main];
   const child = startChild(process.execPath, args, { ...productEnv(engine), ...env }, "pipe");
   const [url, inspector] = await Promise.all([
     printed(child, child.stdout, address),
@@ -54,9 +58,17 @@ function productEnv(engine: string): Record<string, string> {
   };
 }
 
-/** Starts a program of this folder that prints its address. */
-async function startNode(file: string, env: Readonly<Record<string, string>>): Promise<Running> {
-  const child = startChild(process.execPath, [join(import.meta.dirname, file)], env);
+function startNode(file: string, env: Readonly<Record<string, string>>): Promise<Running> {
+  return startProgram([], file, env);
+}
+
+/** Starts a program, given relative to this folder, that prints its address. */
+async function startProgram(
+  flags: readonly string[],
+  file: string,
+  env: Readonly<Record<string, string>>,
+): Promise<Running> {
+  const child = startChild(process.execPath, [...flags, join(import.meta.dirname, file)], env);
   return toRunning(await printed(child, child.stdout, address), child);
 }
 
