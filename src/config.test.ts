@@ -114,12 +114,35 @@ describe("parseConfig", () => {
     for (const PROCESSES of ["0", "65"]) expect(problemsOf({ ...vllm, PROCESSES })).toHaveLength(1);
   });
 
+  it("traces nothing without a collector, and everything with one", () => {
+    const collector = { OTEL_EXPORTER_OTLP_ENDPOINT: "https://collector/base/" };
+    expect(parseConfig({ OTEL_EXPORTER_OTLP_HEADERS: "a=b" }).traces).toBeUndefined();
+    const { traces } = parseConfig(collector);
+    expect(traces?.url.href).toBe("https://collector/base/v1/traces");
+    expect(traces).toMatchObject({ serviceName: "formdev", ratio: 1, headers: {} });
+  });
+
+  it("takes a part of the calls from 0 to 1 for traces, and headers that HTTP knows", () => {
+    const collector = { OTEL_EXPORTER_OTLP_ENDPOINT: "http://collector:4318" };
+    for (const [text, ratio] of Object.entries({ "0": 0, "1": 1, "0.25": 0.25, ".5": 0.5 }))
+      expect(parseConfig({ ...collector, OTEL_TRACES_SAMPLER_ARG: text }).traces?.ratio).toBe(
+        ratio,
+      );
+    for (const OTEL_TRACES_SAMPLER_ARG of ["1.1", "-1", "2", "1e-3", "all"])
+      expect(problemsOf({ OTEL_TRACES_SAMPLER_ARG })).toHaveLength(1);
+    const [problem, ...more] = problemsOf({ OTEL_EXPORTER_OTLP_HEADERS: "a b=s3cr3t" });
+    expect(more).toEqual([]);
+    expect(problem).not.toContain("s3cr3t");
+  });
+
   it("never shows a secret, neither in a problem nor when the configuration is printed", () => {
     const secret = "s3cr3t-canary";
     const config = parseConfig({
       API_KEYS: `erp:${secret}`,
       VLLM_API_KEY: secret,
       REDIS_URL: `redis://:${secret}@localhost`,
+      OTEL_EXPORTER_OTLP_ENDPOINT: "http://collector:4318",
+      OTEL_EXPORTER_OTLP_HEADERS: `authorization=Bearer%20${secret}`,
     });
     expect(inspect(config, { depth: null, showHidden: true })).not.toContain(secret);
     expect(JSON.stringify(config)).not.toContain(secret);

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { z } from "zod";
 import { ConfigError } from "./errors.ts";
 import { type ClientKey, parseApiKeys } from "./keys/api-keys.ts";
+import { parseHeaderList } from "./lib/header-list.ts";
 import { Secret } from "./lib/secret.ts";
 import type { Limits } from "./limits/limits.ts";
 import { processesMax } from "./process-count.ts";
@@ -61,6 +62,17 @@ export interface Config {
     readonly betweenTokensMs: number;
   };
   readonly redisUrl: Secret | undefined;
+  /** Absent: calls are not traced. */
+  readonly traces:
+    | {
+        /** Where a collector takes spans. */
+        readonly url: URL;
+        readonly headers: Readonly<Record<string, Secret>>;
+        readonly serviceName: string;
+        /** Of the calls that come without a trace, 0 to 1. */
+        readonly ratio: number;
+      }
+    | undefined;
   readonly logLevel: string;
 }
 
@@ -79,6 +91,18 @@ const httpUrl = z
     error: "must be an http:// or https:// address without credentials, query and fragment",
   })
   .transform((text) => new URL(text));
+
+const fraction = z
+  .string()
+  .regex(/^(0|1|1\.0+|0?\.\d{1,15})$/, "must be a number from 0 to 1")
+  .transform(Number);
+
+const headerList = z
+  .string()
+  .refine((text) => parseHeaderList(text) !== undefined, {
+    error: "must be name=value,name=value with percent-encoded values",
+  })
+  .transform(parseHeaderList);
 
 const addresses = z
   .string()
@@ -175,6 +199,20 @@ export const environment = z.object({
     .regex(/^rediss?:\/\//, "must begin with redis:// or rediss://")
     .optional()
     .describe("Redis that several gateways share limits in."),
+  OTEL_EXPORTER_OTLP_ENDPOINT: httpUrl
+    .optional()
+    .describe("OpenTelemetry collector, OTLP over HTTP, that gets traces. Unset: nobody does."),
+  OTEL_EXPORTER_OTLP_HEADERS: headerList
+    .optional()
+    .describe("Headers for the collector: `name=value,name=value`, values percent-encoded."),
+  OTEL_SERVICE_NAME: z
+    .string()
+    .max(255)
+    .default("formdev")
+    .describe("Name of this gateway in traces."),
+  OTEL_TRACES_SAMPLER_ARG: fraction
+    .default(1)
+    .describe("Part of the calls that is traced, 0 to 1; a caller's own trace decides for itself."),
   LOG_LEVEL: z
     .enum(["debug", "info", "warn", "error", "silent"])
     .default("info")
@@ -264,8 +302,21 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
       betweenTokensMs: vars.BETWEEN_TOKENS_TIMEOUT_SECONDS * 1000,
     },
     redisUrl: vars.REDIS_URL === undefined ? undefined : new Secret(vars.REDIS_URL),
+    traces: toTraces(vars),
     logLevel: vars.LOG_LEVEL,
   });
+}
+
+function toTraces(vars: z.infer<typeof environment>): Config["traces"] {
+  const endpoint = vars.OTEL_EXPORTER_OTLP_ENDPOINT;
+  if (endpoint === undefined) return undefined;
+  const headers = Object.entries(vars.OTEL_EXPORTER_OTLP_HEADERS ?? {});
+  return {
+    url: new URL(`${endpoint.href.replace(/\/+$/, "")}/v1/traces`),
+    headers: Object.fromEntries(headers.map(([name, value]) => [name, new Secret(value)])),
+    serviceName: vars.OTEL_SERVICE_NAME,
+    ratio: vars.OTEL_TRACES_SAMPLER_ARG,
+  };
 }
 
 /** Where clients on this machine reach the service that listens on `port`. */

@@ -22,6 +22,7 @@ import { createClientAddress } from "./server/client-address.ts";
 import { createHttpHandler } from "./server/http-handler.ts";
 import { createListener } from "./server/listener.ts";
 import type { Shared } from "./shared.ts";
+import { createStartTrace } from "./usage/call-trace.ts";
 
 /** What answers calls, in one process. Disposing it drains it: see `createService`. */
 export interface Service extends AsyncDisposable {
@@ -117,6 +118,7 @@ export async function createService(config: Config, parts: ServiceParts): Promis
       publicRpcs,
       countingOf,
       gate: createGate({ registry, limits: shared.limits }),
+      startTrace: config.traces && createStartTrace(config.traces.ratio),
       addressOf: createClientAddress(config.server.trustedProxies),
       bodyBytesMax: config.server.maxBodyBytes,
       deadline: config.timeouts,

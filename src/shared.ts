@@ -30,11 +30,12 @@ export async function openShared(
   const limits = createCallLimits({ failedAttempts: createFailedAttempts(), quota });
   const { concurrency, queueLength } = config.engine;
   const queue = createEngineQueue({ capacity: createFixedCapacity(concurrency), queueLength });
+  const traces = await openTraces(config, logger, resources);
   const owned = resources.move();
   return {
     limits,
     admission: createAdmission({ quota, queue }),
-    calls: toAll([]),
+    calls: toAll(traces),
     sources,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
@@ -47,6 +48,17 @@ function toAll(sinks: readonly CallSink[]): CallSink {
       for (const sink of sinks) sink.record(call);
     },
   };
+}
+
+async function openTraces(
+  { traces, engine }: Config,
+  log: Logger,
+  resources: AsyncDisposableStack,
+): Promise<readonly CallSink[]> {
+  if (traces === undefined) return [];
+  const { createOtlpTraces } = await import("./otlp/otlp-traces.ts");
+  const engines = { chat: engine.vllmUrl, embeddings: engine.embeddingsUrl };
+  return [resources.use(createOtlpTraces({ ...traces, engines, log }))];
 }
 
 async function openQuota(

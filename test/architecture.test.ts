@@ -37,7 +37,7 @@ const modules: readonly Module[] = readdirSync(src, { recursive: true, encoding:
   });
 
 const features = ["chat", "model", "health", "keys", "limits", "admission"];
-const adapters = ["src/inference/vllm/", "src/inference/embedded/", "src/redis/"];
+const adapters = ["src/inference/vllm/", "src/inference/embedded/", "src/redis/", "src/otlp/"];
 const transports = ["@connectrpc/", "gen/"];
 /** They run as processes; what else is in `processes/` belongs to them. */
 const programs = ["main.ts", "processes/worker.ts"];

@@ -32,6 +32,7 @@ import { settlesWithin } from "../lib/delay.ts";
 import { callOf, clientOf } from "../rpc/call.ts";
 import type { DirectCaller, DirectRequest } from "../rpc/direct.ts";
 import { encode, envelope, envelopeBytes, type Wire } from "../rpc/wire.ts";
+import { engineTraceparent } from "../usage/call-trace.ts";
 import type { Answer, Chat, ChatRequest } from "./chat.ts";
 
 export interface ChatHandler {
@@ -49,10 +50,16 @@ export interface ChatHandler {
  */
 export function createChatHandler(chat: Chat, heartbeatMs: number): ChatHandler {
   async function begin(request: ChatRequestProto, { call, signal }: DirectCaller): Promise<Answer> {
-    const { id, deadlineAt } = call;
+    const { id, deadlineAt, trace } = call;
     const client = clientOf(call);
     const deadlineMs = deadlineAt - monotonicClock();
-    const answer = await chat.begin(parseChatRequest(request), { id, client, deadlineMs, signal });
+    const answer = await chat.begin(parseChatRequest(request), {
+      id,
+      client,
+      deadlineMs,
+      ...(trace !== undefined && { traceparent: engineTraceparent(trace) }),
+      signal,
+    });
     call.answer = answer;
     call.counted = true;
     return answer;

@@ -7,7 +7,7 @@ import { resolveModel } from "../model/models.ts";
 import { checkJsonSchema } from "./json-schema.ts";
 
 /** A conversation as a caller asks for it: the model may be empty, and the number of tokens open. */
-export type ChatRequest = Omit<EngineChatRequest, "maxTokens" | "tenant"> & {
+export type ChatRequest = Omit<EngineChatRequest, "maxTokens" | "tenant" | "traceparent"> & {
   readonly maxTokens?: number;
 };
 
@@ -28,6 +28,8 @@ export interface ChatCaller {
   readonly client: Client;
   /** Milliseconds until the call's deadline. */
   readonly deadlineMs: number;
+  /** For the engine, where calls are traced. */
+  readonly traceparent?: string;
   readonly signal: AbortSignal;
 }
 
@@ -56,7 +58,7 @@ export function createChat(options: {
   const { engine, admission } = options;
 
   return {
-    async begin(request, { id, client, deadlineMs, signal }) {
+    async begin(request, { id, client, deadlineMs, traceparent, signal }) {
       if (request.responseFormat?.type === "json-schema") {
         checkJsonSchema(request.responseFormat.schema, "response_format.json_schema.schema");
       }
@@ -90,7 +92,10 @@ export function createChat(options: {
         affinity: affinityOf(named),
       };
       const lease = await admission.enter(call, signal);
-      const parts = engine.chat({ ...named, maxTokens }, signal);
+      const parts = engine.chat(
+        { ...named, maxTokens, ...(traceparent !== undefined && { traceparent }) },
+        signal,
+      );
       const release = () => {
         // An engine that was left before its first report has read some of the prompt, and nobody knows how much.
         const { usage } = parts;

@@ -129,6 +129,8 @@ export interface EngineChatRequest {
   readonly reasoningEffort?: ReasoningEffort;
   /** Whose request this is. Engines that share a prefix cache keep tenants apart by it; it never leaves as it is. */
   readonly tenant: string;
+  /** For an engine that traces: what its spans belong to (W3C Trace Context). Ours, never a caller's header. */
+  readonly traceparent?: string;
 }
 
 export type TokenCountRequest = Pick<EngineChatRequest, "model" | "messages" | "tools">;

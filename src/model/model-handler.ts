@@ -71,10 +71,11 @@ export function createModelHandler(options: {
         signal,
       );
       call.counted = true;
+      const askedAt = monotonicClock();
       const { model, vectors, promptTokens } = await embedder.embed(request, signal);
       lease.settle(promptTokens);
       const usage = { ...noUsage, promptTokens };
-      call.answer = { model, queueMs: lease.queueMs, parts: { usage } };
+      call.answer = { model, queueMs: lease.queueMs, parts: { usage, askedAt } };
       return {
         model,
         promptTokens,

@@ -3,6 +3,7 @@ import { AppError, type RefusalReason } from "../errors.ts";
 import type { ChatStream } from "../inference/engine.ts";
 import type { Client } from "../keys/key-registry.ts";
 import type { CallRecord } from "../usage/call-record.ts";
+import type { CallTrace } from "../usage/call-trace.ts";
 
 /**
  * What is known of one call, from its first header to its last byte: made by the HTTP edge, completed on the way, and
@@ -19,6 +20,8 @@ export interface Call {
   rpc: string;
   /** Set once the key is accepted; absent on public methods. */
   client: Client | undefined;
+  /** Set with the client, where calls are traced. */
+  trace: CallTrace | undefined;
   /** Monotonic milliseconds at which the call's deadline is reached. */
   deadlineAt: number;
   /** Why the call must not go on: thrown before its body is read. */
@@ -48,7 +51,7 @@ export interface CallAnswer {
 
 /** What is left of a call that has ended `durationMs` after its beginning. */
 export function toRecord(call: Call, durationMs: number): CallRecord {
-  const { client, answer, reason, abortMs } = call;
+  const { client, trace, answer, reason, abortMs } = call;
   const { askedAt, firstPartAt } = answer?.parts ?? {};
   return {
     id: call.id,
@@ -65,11 +68,13 @@ export function toRecord(call: Call, durationMs: number): CallRecord {
       usage: answer.parts.usage,
     }),
     ...(answer?.engine !== undefined && { engine: answer.engine }),
+    ...(askedAt !== undefined && { engineAskedMs: askedAt - call.startedAt }),
     ...(firstPartAt !== undefined &&
       askedAt !== undefined && {
         firstTokenMs: firstPartAt - call.startedAt,
         engineFirstTokenMs: firstPartAt - askedAt,
       }),
+    ...(trace?.isSampled && { trace }),
   };
 }
 

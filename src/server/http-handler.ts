@@ -9,6 +9,7 @@ import type { RateStanding } from "../limits/limits.ts";
 import type { Call } from "../rpc/call.ts";
 import { recordOutcome } from "../rpc/error-mapping.ts";
 import type { Routes } from "../rpc/routes.ts";
+import type { StartTrace } from "../usage/call-trace.ts";
 import { type DirectCallOptions, runDirect } from "./direct-call.ts";
 import {
   authorityOf,
@@ -45,6 +46,8 @@ export interface HttpHandlerOptions extends DirectCallOptions, Routes {
   readonly countingOf: (rpc: string) => Counting;
   readonly gate: Gate;
   readonly addressOf: (socketAddress: string, forwardedFor: string | undefined) => string;
+  /** Absent: calls are not traced. Asked only for calls of clients. */
+  readonly startTrace?: StartTrace | undefined;
   /** Called once for each call that ends, and for each request that is refused. */
   readonly onCallEnd: (call: Call, durationMs: number) => void;
   /** Whether new calls are refused, and HTTP/1.1 connections closed after their answers. */
@@ -138,6 +141,7 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
       const access = await options.gate.admit({ id: call.id, key, address: call.address, counts });
       call.counted = counts !== "later" || access.refusal !== undefined;
       call.client = access.client;
+      if (access.client !== undefined) call.trace = options.startTrace?.(request.headers);
       call.refusal = access.refusal ?? (draining ? stopping() : undefined);
       if (access.rate !== undefined) setRateHeaders(response, access.rate);
       if (access.refusal?.kind === "unauthenticated")
@@ -187,6 +191,7 @@ function startCall(request: NodeRequest, options: HttpHandlerOptions): Call {
     startedAt: monotonicClock(),
     rpc: "unknown",
     client: undefined,
+    trace: undefined,
     refusal: undefined,
     deadlineAt: Number.POSITIVE_INFINITY,
     dispatched: false,

@@ -1,5 +1,6 @@
 import type { RefusalReason } from "../errors.ts";
 import type { Usage } from "../inference/engine.ts";
+import type { CallTrace } from "./call-trace.ts";
 
 /**
  * What became of one call, told once when it has ended: when its last byte is sent, its caller has gone, or the process that
@@ -25,6 +26,8 @@ export interface CallRecord {
   readonly reason?: RefusalReason;
   /** How long it waited for the engine; absent when it did not get that far. */
   readonly queueMs?: number;
+  /** From the call's beginning until the engine was asked. */
+  readonly engineAskedMs?: number;
   /** From the call's beginning to its first token, and from the engine's: the difference, less the wait, is ours. */
   readonly firstTokenMs?: number;
   readonly engineFirstTokenMs?: number;
@@ -34,6 +37,8 @@ export interface CallRecord {
   readonly usage?: Usage;
   /** The process that answered it has died: `usage` is what was expected, and the rest is unknown. */
   readonly isLost?: true;
+  /** Present when spans are to be made of it; only calls of clients have one. */
+  readonly trace?: CallTrace;
 }
 
 /** Who is told of calls. Never throws, and does not wait: whatever it does with a record is its own affair. */

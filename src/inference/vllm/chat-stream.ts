@@ -13,6 +13,7 @@ export interface ChatStreamOptions {
   readonly upstream: Upstream;
   /** Makes the body of the request, JSON, when the stream starts. */
   readonly body: () => Buffer;
+  readonly traceparent?: string | undefined;
   readonly maxTokens: number;
   readonly firstByteMs: number;
   readonly betweenChunksMs: number;
@@ -75,7 +76,7 @@ export class VllmChatStream
   }
 
   #start(): void {
-    const { signal, upstream, body, firstByteMs } = this.#options;
+    const { signal, upstream, body, traceparent, firstByteMs } = this.#options;
     this.#state = "connecting";
     this.askedAt = monotonicClock();
     if (signal.aborted) {
@@ -89,6 +90,7 @@ export class VllmChatStream
       path: "/v1/chat/completions",
       accept: EVENT_STREAM,
       body: body(),
+      traceparent,
     } as const;
     this.#exchange = upstream.send(request, this);
   }

@@ -12,6 +12,7 @@ export interface UpstreamRequest {
   readonly accept: string;
   /** JSON, as bytes. */
   readonly body?: Buffer;
+  readonly traceparent?: string | undefined;
 }
 
 /**
@@ -61,7 +62,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
 
   /** Sends the request over this line, which nobody else uses until `release`. */
   run(line: Line): void {
-    const { method, path, accept, body } = this.#request;
+    const { method, path, accept, body, traceparent } = this.#request;
     this.#line = line;
     line.client.dispatch(
       {
@@ -75,6 +76,7 @@ export class Exchange implements Dispatcher.DispatchHandler {
           // random for every attempt, and never the caller's.
           "x-request-id": randomUUID(),
           ...(body !== undefined && { "content-type": "application/json" }),
+          ...(traceparent !== undefined && { traceparent }),
           ...(this.#owner.authorization !== undefined && {
             authorization: this.#owner.authorization,
           }),

@@ -69,6 +69,7 @@ export function createVllmEngine(options: VllmOptions): Engine {
       new VllmChatStream({
         upstream: chats,
         body: () => toChatBody(request, cacheSaltOf(request.tenant)),
+        traceparent: request.traceparent,
         maxTokens: request.maxTokens,
         firstByteMs,
         betweenChunksMs,
