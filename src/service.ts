@@ -23,6 +23,7 @@ import { createHttpHandler } from "./server/http-handler.ts";
 import { createListener } from "./server/listener.ts";
 import type { Shared } from "./shared.ts";
 import { createStartTrace } from "./usage/call-trace.ts";
+import { createUsageHandler } from "./usage/usage-handler.ts";
 
 /** What answers calls, in one process. Disposing it drains it: see `createService`. */
 export interface Service extends AsyncDisposable {
@@ -103,6 +104,7 @@ export async function createService(config: Config, parts: ServiceParts): Promis
       defaultModel: config.engine.modelId,
       maxModelLen: config.engine.maxModelLen,
     }),
+    usage: createUsageHandler(shared.usage),
     health,
     readMaxBytes: config.server.maxBodyBytes,
     maxTimeoutMs: config.timeouts.maxMs,

@@ -8,6 +8,8 @@ import { type CallLimits, createCallLimits } from "./limits/call-limits.ts";
 import { createFailedAttempts } from "./limits/failed-attempts.ts";
 import { createMemoryQuota, type Quota } from "./limits/quota.ts";
 import type { CallSink } from "./usage/call-record.ts";
+import { createUsageReporter, type UsageReporter } from "./usage/usage-report.ts";
+import { createUsageTotals } from "./usage/usage-totals.ts";
 
 /** What holds for all processes of the service together, and is therefore decided in one of them. */
 export interface Shared {
@@ -15,6 +17,8 @@ export interface Shared {
   readonly admission: Admission;
   /** Told of every call that has ended. */
   readonly calls: CallSink;
+  /** How a client stands, of all that the processes have counted. */
+  readonly usage: UsageReporter;
   /** Stores that the decisions need: their health is a part of the service's. */
   readonly sources: readonly HealthSource[];
 }
@@ -31,11 +35,13 @@ export async function openShared(
   const { concurrency, queueLength } = config.engine;
   const queue = createEngineQueue({ capacity: createFixedCapacity(concurrency), queueLength });
   const traces = await openTraces(config, logger, resources);
+  const totals = createUsageTotals();
   const owned = resources.move();
   return {
     limits,
     admission: createAdmission({ quota, queue }),
-    calls: toAll(traces),
+    calls: toAll([totals, ...traces]),
+    usage: createUsageReporter({ quota, totals }),
     sources,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };

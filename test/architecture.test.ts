@@ -36,7 +36,7 @@ const modules: readonly Module[] = readdirSync(src, { recursive: true, encoding:
     };
   });
 
-const features = ["chat", "model", "health", "keys", "limits", "admission"];
+const features = ["chat", "model", "health", "keys", "limits", "admission", "usage"];
 const adapters = ["src/inference/vllm/", "src/inference/embedded/", "src/redis/", "src/otlp/"];
 const transports = ["@connectrpc/", "gen/"];
 /** They run as processes; what else is in `processes/` belongs to them. */

@@ -44,7 +44,7 @@ describe("README.md", () => {
   it("has a start, a test and calls", () => {
     expect(commands).toContain("npm ci && npm start");
     expect(commands).toContain("npm ci && npm test");
-    expect(commands.filter((command) => /^(curl|npx buf curl) /.test(command))).toHaveLength(4);
+    expect(commands.filter((command) => /^(curl|npx buf curl) /.test(command))).toHaveLength(5);
   });
 
   it.each(commands.filter((command) => !runElsewhere.some((known) => known.test(command))))(
@@ -58,7 +58,9 @@ describe("README.md", () => {
         HOME: tmpdir(),
       };
       const { stdout } = await promisify(execFile)("bash", ["-c", shell], { env, cwd: root });
-      expect(stdout).toMatch(/"content":"Bonjour\."|"text": "|"models":\[|SERVING_STATUS_SERVING/);
+      expect(stdout).toMatch(
+        /"content":"Bonjour\."|"text": "|"models":\[|"countedSince":|SERVING_STATUS_SERVING/,
+      );
     },
   );
 

@@ -10,7 +10,10 @@ import type { PrimarySide } from "./protocol.ts";
  * calls, which nobody else can any more: those that ran have cost what was expected.
  */
 export interface Desk
-  extends Pick<PrimarySide, "check" | "count" | "enter" | "leave" | "record" | "checkStore">,
+  extends Pick<
+      PrimarySide,
+      "check" | "count" | "enter" | "leave" | "record" | "reportUsage" | "checkStore"
+    >,
     Disposable {}
 
 interface OpenCall {
@@ -24,7 +27,7 @@ interface OpenCall {
 /** How long a store may take to say that it works, in milliseconds: as health itself allows. */
 const checkMs = 2000;
 
-export function createDesk({ limits, admission, calls, sources }: Shared): Desk {
+export function createDesk({ limits, admission, calls, usage, sources }: Shared): Desk {
   /** For each ticket how to give back what it stands for now; `tokens` is what it has cost, where that is known. */
   const tickets = new Map<number, (tokens?: number) => void>();
   /** By their ids the calls that have entered and are not recorded: what is to be said of them when the worker cannot. */
@@ -67,6 +70,8 @@ export function createDesk({ limits, admission, calls, sources }: Shared): Desk 
       open.delete(call.id);
       calls.record(call);
     },
+
+    reportUsage: (client) => usage.report(client),
 
     async checkStore(name) {
       const store = sources.find((source) => source.name === name);

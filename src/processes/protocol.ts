@@ -5,6 +5,7 @@ import type { HealthSource } from "../health/health.ts";
 import type { Engine } from "../inference/engine.ts";
 import type { CallLimits } from "../limits/call-limits.ts";
 import type { CallSink } from "../usage/call-record.ts";
+import type { UsageReporter } from "../usage/usage-report.ts";
 
 /** What the primary answers to a worker, and what a worker tells it. */
 export interface PrimarySide {
@@ -21,6 +22,8 @@ export interface PrimarySide {
   leave(left: { readonly ticket: number; readonly tokens?: number }): void;
   /** A call has ended. */
   readonly record: CallSink["record"];
+  /** How a client stands. */
+  readonly reportUsage: UsageReporter["report"];
   /** Whether the store of this name works. */
   checkStore(name: string): Promise<null>;
   /** The worker takes connections. */

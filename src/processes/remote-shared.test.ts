@@ -12,6 +12,8 @@ import { createFailedAttempts } from "../limits/failed-attempts.ts";
 import { createMemoryQuota } from "../limits/quota.ts";
 import type { Shared } from "../shared.ts";
 import type { CallRecord } from "../usage/call-record.ts";
+import { createUsageReporter } from "../usage/usage-report.ts";
+import { createUsageTotals } from "../usage/usage-totals.ts";
 import { openChannel } from "./channel.ts";
 import { createDesk } from "./desk.ts";
 import type { PrimarySide } from "./protocol.ts";
@@ -37,6 +39,7 @@ function createPrimary(concurrency: number, queueLength = 10) {
     admission: createAdmission({ quota, queue }),
     limits: createCallLimits({ failedAttempts, quota }),
     calls: { record: (call) => records.push(call) },
+    usage: createUsageReporter({ quota, totals: createUsageTotals() }),
     sources: [
       {
         name: "redis",

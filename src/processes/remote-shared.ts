@@ -16,6 +16,7 @@ export function createRemoteShared(
     },
     admission: createRemoteAdmission(channel),
     calls: { record: (call) => channel.tell("record", call) },
+    usage: { report: (client) => channel.ask("reportUsage", client) },
     sources: stores.map(({ name, optional }) => ({
       name,
       optional,

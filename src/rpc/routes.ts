@@ -7,6 +7,7 @@ import { createValidateInterceptor } from "@connectrpc/validate";
 import { ChatRequestSchema, ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { HealthService } from "../../gen/formdev/health/v1/health_service_pb.ts";
 import { ModelService } from "../../gen/formdev/model/v1/model_service_pb.ts";
+import { UsageService } from "../../gen/formdev/usage/v1/usage_service_pb.ts";
 import { Health as GrpcHealthService } from "../../gen/grpc/health/v1/health_pb.ts";
 import type { ChatHandler } from "../chat/chat-handler.ts";
 import type { Health } from "../health/health.ts";
@@ -19,7 +20,7 @@ import { addReflection } from "./reflection.ts";
 import { decode, envelopeBytes, jsonOptions } from "./wire.ts";
 
 /** The services with an own contract. A client's key opens all of them. */
-const services = [ChatService, ModelService, HealthService] as const;
+const services = [ChatService, ModelService, UsageService, HealthService] as const;
 
 /** Needs no key: what load balancers and orchestrators ask. Everything else is refused without one. */
 export const publicRpcs: ReadonlySet<string> = new Set([
@@ -37,6 +38,8 @@ const countings: ReadonlyMap<string, Counting> = new Map([
   [`${ChatService.typeName}/Chat`, "later"],
   [`${ChatService.typeName}/StreamChat`, "later"],
   [`${ModelService.typeName}/Embed`, "later"],
+  // Asking what is left must not use it up.
+  [`${UsageService.typeName}/GetUsage`, "never"],
   [`${GrpcHealthService.typeName}/Watch`, "never"],
   ["grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "never"],
   ["grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "never"],
@@ -57,6 +60,7 @@ export interface Routes {
 export function createRoutes(options: {
   readonly chat: ChatHandler;
   readonly model: ServiceImpl<typeof ModelService>;
+  readonly usage: ServiceImpl<typeof UsageService>;
   readonly health: Health;
   /** The most bytes of one message, also after decompression. */
   readonly readMaxBytes: number;
@@ -85,6 +89,7 @@ export function createRoutes(options: {
   });
   router.service(ChatService, options.chat.service);
   router.service(ModelService, options.model);
+  router.service(UsageService, options.usage);
   router.service(HealthService, createHealthHandler(options.health));
   const names = new Set(services.map(({ typeName }) => typeName));
   router.service(GrpcHealthService, createGrpcHealthHandler(options.health, names));

@@ -11,6 +11,7 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { HealthService } from "../../gen/formdev/health/v1/health_service_pb.ts";
 import { ModelService } from "../../gen/formdev/model/v1/model_service_pb.ts";
+import { UsageService } from "../../gen/formdev/usage/v1/usage_service_pb.ts";
 import { Health as GrpcHealth } from "../../gen/grpc/health/v1/health_pb.ts";
 import { ServerReflection } from "../../gen/grpc/reflection/v1/reflection_pb.ts";
 import { ServerReflection as ServerReflectionAlpha } from "../../gen/grpc/reflection/v1alpha/reflection_pb.ts";
@@ -27,6 +28,7 @@ import {
 const services: readonly DescService[] = [
   ChatService,
   ModelService,
+  UsageService,
   HealthService,
   GrpcHealth,
   ServerReflection,

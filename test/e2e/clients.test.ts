@@ -22,6 +22,7 @@ const services = [
   "formdev.chat.v1.ChatService",
   "formdev.health.v1.HealthService",
   "formdev.model.v1.ModelService",
+  "formdev.usage.v1.UsageService",
   "grpc.health.v1.Health",
 ];
 

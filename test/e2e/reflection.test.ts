@@ -45,6 +45,7 @@ describe("server reflection", () => {
     const names = [
       "formdev.chat.v1.ChatService",
       "formdev.model.v1.ModelService",
+      "formdev.usage.v1.UsageService",
       "formdev.health.v1.HealthService",
       "grpc.health.v1.Health",
     ];

@@ -239,6 +239,7 @@ async function play(schedule: Schedule) {
       admission,
       limits: { check: () => Promise.reject(new Error("not asked")), count: () => undefined },
       calls: { record: ({ id }) => records.set(id, (records.get(id) ?? 0) + 1) },
+      usage: { report: () => Promise.reject(new Error("not asked")) },
       sources: [],
     });
     return { desk, calls: new Set<Planned>() };
