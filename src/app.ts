@@ -5,7 +5,7 @@ import { resolveConfig } from "./config-files.ts";
 import { createEvents, createLogger } from "./events.ts";
 import type { Secret } from "./lib/secret.ts";
 import { createService, type ServiceParts } from "./service.ts";
-import { openShared } from "./shared.ts";
+import { openShared, type SharedParts } from "./shared.ts";
 
 /** A running service in one process. Disposing it drains it: see `createService`. */
 export interface App extends AsyncDisposable {
@@ -18,7 +18,8 @@ export interface App extends AsyncDisposable {
 
 /** What a test or a program may put in the place of what the configuration would give. */
 export interface Overrides
-  extends Pick<ServiceParts, "engine" | "signal" | "onModelFile" | "heartbeatMs"> {
+  extends Pick<ServiceParts, "engine" | "signal" | "onModelFile" | "heartbeatMs">,
+    SharedParts {
   readonly logger?: Logger;
 }
 
@@ -33,7 +34,7 @@ export async function createApp(config: Config, overrides: Overrides = {}): Prom
   const resolved = resolveConfig(config);
   for (const client of resolved.shortKeys) events.shortKey(client);
 
-  const shared = resources.use(await openShared(config, logger));
+  const shared = resources.use(await openShared(config, logger, overrides));
   const service = resources.use(
     await createService(config, { ...overrides, resolved, shared, events }),
   );

@@ -19,7 +19,7 @@ describe("parseConfig", () => {
     expect(config.server.host).toBe("127.0.0.1");
     expect(config.server.port).toBe(8080);
     expect(config.keys).toEqual({ inline: [], file: undefined });
-    expect(config.engine.vllmUrl).toBeUndefined();
+    expect(config.engine.vllmUrls).toEqual([]);
     expect(config.redisUrl).toBeUndefined();
   });
 
@@ -82,12 +82,21 @@ describe("parseConfig", () => {
     },
   );
 
-  it.each(["http://user:pass@host", "http://host/?a=1", "http://host/#x", "host:8000"])(
-    "refuses VLLM_URL %s, of which parts would be ignored",
-    (text) => {
-      expect(problemsOf({ VLLM_URL: text })).toHaveLength(1);
-    },
-  );
+  it("takes several addresses of vLLM", () => {
+    const { vllmUrls } = parseConfig({ VLLM_URL: "http://one:8000, https://two/base" }).engine;
+    expect(vllmUrls.map(({ href }) => href)).toEqual(["http://one:8000/", "https://two/base"]);
+  });
+
+  it.each([
+    "http://user:pass@host",
+    "http://host/?a=1",
+    "http://host/#x",
+    "host:8000",
+    "http://host,",
+    "http://host,ftp://host",
+  ])("refuses VLLM_URL %s, of which parts would be ignored", (text) => {
+    expect(problemsOf({ VLLM_URL: text })).toHaveLength(1);
+  });
 
   it("refuses to listen beyond this machine as long as there are no keys", () => {
     expect(problemsOf({ HOST: "0.0.0.0" })).toHaveLength(1);

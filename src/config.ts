@@ -35,8 +35,8 @@ export interface Config {
     readonly maxTokens: number;
   };
   readonly engine: {
-    /** vLLM's address. Absent: the embedded engine. */
-    readonly vllmUrl: URL | undefined;
+    /** Where vLLMs listen. None: the embedded engine. */
+    readonly vllmUrls: readonly URL[];
     readonly vllmApiKey: Secret | undefined;
     readonly embeddingsUrl: URL | undefined;
     /** The model that answers when a request names none, where the engine serves it. */
@@ -48,7 +48,7 @@ export interface Config {
     readonly modelCacheDir: string;
     /** Base address for model downloads; absent: the public hub. */
     readonly hubUrl: string | undefined;
-    /** Sequences that the engine may run for us at once. */
+    /** Sequences that each engine may run for us at once. */
     readonly concurrency: number;
     /** Calls that may wait for the engine; one more is refused. */
     readonly queueLength: number;
@@ -103,6 +103,14 @@ const headerList = z
     error: "must be name=value,name=value with percent-encoded values",
   })
   .transform(parseHeaderList);
+
+const httpUrls = z
+  .string()
+  .transform((text) => text.split(",").map((part) => part.trim()))
+  .refine((parts) => parts.every(isPlainHttpUrl), {
+    error: "must be http:// or https:// addresses without credentials, query and fragment",
+  })
+  .transform((parts) => parts.map((part) => new URL(part)));
 
 const addresses = z
   .string()
@@ -164,7 +172,11 @@ export const environment = z.object({
     .default("Qwen/Qwen2.5-7B-Instruct")
     .describe("The model that answers when a request names none."),
   MAX_MODEL_LEN: int(256, 1_048_576, 8192).describe("Tokens of prompt and answer together."),
-  VLLM_URL: httpUrl.optional().describe("vLLM's address. Without it the embedded engine answers."),
+  VLLM_URL: httpUrls
+    .optional()
+    .describe(
+      "vLLM's address; several with commas, or a name with several. Without it the embedded engine answers.",
+    ),
   VLLM_API_KEY: z.string().optional().describe("vLLM's own key (`vllm serve --api-key`)."),
   EMBEDDINGS_URL: httpUrl
     .optional()
@@ -174,7 +186,7 @@ export const environment = z.object({
   HF_ENDPOINT: httpUrl.optional().describe("Mirror of the model hub."),
   ENGINE_CONCURRENCY: wholeNumber(1, 4096)
     .optional()
-    .describe("Sequences that the engine runs for us at once: 64 on vLLM, 2 embedded."),
+    .describe("Sequences that each engine runs for us at once: 64 on vLLM, 2 embedded."),
   QUEUE_LENGTH: int(0, 100_000, 256).describe(
     "Calls that may wait for the engine, half of them from one client at most.",
   ),
@@ -282,7 +294,7 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
       maxTokens: vars.MAX_TOKENS,
     },
     engine: {
-      vllmUrl: vars.VLLM_URL,
+      vllmUrls: vars.VLLM_URL ?? [],
       vllmApiKey: vars.VLLM_API_KEY === undefined ? undefined : new Secret(vars.VLLM_API_KEY),
       embeddingsUrl: vars.EMBEDDINGS_URL,
       modelId: vars.MODEL_ID,

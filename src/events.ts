@@ -84,6 +84,14 @@ export function createEvents(log: Logger) {
       );
     },
 
+    engineEjected(engine: string) {
+      log.warn({ engine }, "an engine fails: it gets no calls until it answers again");
+    },
+
+    engineBack(engine: string) {
+      log.info({ engine }, "an engine answers again");
+    },
+
     draining(limitMs: number) {
       log.info({ limit_ms: limitMs }, "draining: no new calls, the running ones may finish");
     },

@@ -167,9 +167,9 @@ async function firstOf(done: Promise<void>, limitMs: number): Promise<void> {
 
 async function createEngine(config: Config, parts: ServiceParts): Promise<Engine> {
   const { engine, timeouts } = config;
-  if (engine.vllmUrl !== undefined) {
+  if (engine.vllmUrls.length > 0) {
     return createVllmEngine({
-      url: engine.vllmUrl,
+      urls: engine.vllmUrls,
       ...(engine.vllmApiKey !== undefined && { apiKey: engine.vllmApiKey.reveal() }),
       connections: engine.concurrency + spareConnections,
       cacheSaltSecret: parts.resolved.cacheSaltSecret,

@@ -1,9 +1,14 @@
 import type { Logger } from "pino";
 import { type Admission, createAdmission } from "./admission/admission.ts";
-import { createFixedCapacity } from "./admission/capacity.ts";
+import { type Capacity, createFixedCapacity } from "./admission/capacity.ts";
+import { createEnginePool } from "./admission/engine-pool.ts";
 import { createEngineQueue } from "./admission/engine-queue.ts";
 import type { Config } from "./config.ts";
+import { createEvents } from "./events.ts";
 import type { HealthSource } from "./health/health.ts";
+import { toEngineId } from "./inference/vllm/engine-id.ts";
+import { createEngineMonitor } from "./inference/vllm/engine-monitor.ts";
+import { type ResolveName, watchEngineNames } from "./inference/vllm/engine-names.ts";
 import { type CallLimits, createCallLimits } from "./limits/call-limits.ts";
 import { createFailedAttempts } from "./limits/failed-attempts.ts";
 import { createMemoryQuota, type Quota } from "./limits/quota.ts";
@@ -23,17 +28,24 @@ export interface Shared {
   readonly sources: readonly HealthSource[];
 }
 
+/** What a test may put in the place of the network. */
+export interface SharedParts {
+  /** Finds the addresses of engines. */
+  readonly resolveEngine?: ResolveName;
+}
+
 /** Makes it, for the process that decides. Waits for Redis, when there is one, 1.3 s at most. */
 export async function openShared(
   config: Config,
   logger: Logger,
+  parts: SharedParts = {},
 ): Promise<Shared & AsyncDisposable> {
   await using resources = new AsyncDisposableStack();
   const sources: HealthSource[] = [];
   const quota = await openQuota(config, logger, resources, sources);
   const limits = createCallLimits({ failedAttempts: createFailedAttempts(), quota });
-  const { concurrency, queueLength } = config.engine;
-  const queue = createEngineQueue({ capacity: createFixedCapacity(concurrency), queueLength });
+  const capacity = openCapacity(config, logger, parts, resources);
+  const queue = createEngineQueue({ capacity, queueLength: config.engine.queueLength });
   const traces = await openTraces(config, logger, resources);
   const totals = createUsageTotals();
   const owned = resources.move();
@@ -45,6 +57,33 @@ export async function openShared(
     sources,
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
+}
+
+function openCapacity(
+  { engine: { vllmUrls, vllmApiKey, concurrency } }: Config,
+  logger: Logger,
+  { resolveEngine }: SharedParts,
+  resources: AsyncDisposableStack,
+): Capacity {
+  if (vllmUrls.length === 0) return createFixedCapacity(concurrency);
+  const events = createEvents(logger);
+  const pool = resources.use(
+    createEnginePool({
+      engines: vllmUrls.map((url) => toEngineId(url)),
+      concurrency,
+      monitor: createEngineMonitor(vllmApiKey?.reveal()),
+      onEjected: events.engineEjected,
+      onBack: events.engineBack,
+    }),
+  );
+  resources.use(
+    watchEngineNames({
+      urls: vllmUrls,
+      onChange: (engines) => pool.list(engines),
+      ...(resolveEngine !== undefined && { resolve: resolveEngine }),
+    }),
+  );
+  return pool;
 }
 
 /** What each call's record goes to. */
@@ -63,7 +102,7 @@ async function openTraces(
 ): Promise<readonly CallSink[]> {
   if (traces === undefined) return [];
   const { createOtlpTraces } = await import("./otlp/otlp-traces.ts");
-  const engines = { chat: engine.vllmUrl, embeddings: engine.embeddingsUrl };
+  const engines = { chat: engine.vllmUrls[0], embeddings: engine.embeddingsUrl };
   return [resources.use(createOtlpTraces({ ...traces, engines, log }))];
 }
 

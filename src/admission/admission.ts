@@ -2,6 +2,7 @@ import type { Client } from "../keys/key-registry.ts";
 import { toLimitError } from "../limits/limits.ts";
 import type { Grant, Quota } from "../limits/quota.ts";
 import type { EngineQueue } from "./engine-queue.ts";
+import type { Seat } from "./seats.ts";
 
 /** A call that wants to use an engine. */
 export interface AdmissionCall {
@@ -23,8 +24,8 @@ export interface AdmissionCall {
 }
 
 /** What an admitted call has. Disposing it, once or more often, gives it back. */
-export interface Lease extends Disposable {
-  /** Which engine it runs on; absent where there is only one. */
+export interface Lease extends Disposable, Pick<Seat, "isTrial" | "answered" | "fail" | "move"> {
+  /** Which engine it runs on now; absent where there can be only one. */
   readonly engine: string | undefined;
   /** Milliseconds that it has waited. */
   readonly queueMs: number;
@@ -83,8 +84,18 @@ export function createAdmission({
           signal,
         );
         return {
-          engine: seat.engine,
-          queueMs: seat.queueMs,
+          get engine() {
+            return seat.engine;
+          },
+          get isTrial() {
+            return seat.isTrial;
+          },
+          get queueMs() {
+            return seat.queueMs;
+          },
+          answered: () => seat.answered(),
+          fail: () => seat.fail(),
+          move: () => seat.move(),
           settle(tokens) {
             grant.settle(tokens);
             seat.settle(tokens);
@@ -105,7 +116,11 @@ export function createAdmission({
 function unqueued(grant: Grant): Lease {
   return {
     engine: undefined,
+    isTrial: false,
     queueMs: 0,
+    answered: () => undefined,
+    fail: () => undefined,
+    move: async () => false,
     settle: (tokens) => grant.settle(tokens),
     [Symbol.dispose]: () => grant[Symbol.dispose](),
   };

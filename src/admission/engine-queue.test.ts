@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { createFixedCapacity } from "./capacity.ts";
-import { batchTurn, createEngineQueue, type QueuedCall, type Seat } from "./engine-queue.ts";
+import { batchTurn, createEngineQueue, type QueuedCall } from "./engine-queue.ts";
+import type { Seat } from "./seats.ts";
 
 const never = new AbortController().signal;
 const call = (overrides: Partial<QueuedCall> = {}): QueuedCall => ({

@@ -3,6 +3,7 @@ import type { CallClass } from "../keys/api-keys.ts";
 import { type MonotonicClock, monotonicClock } from "../lib/clock.ts";
 import type { Capacity, PlacedCall } from "./capacity.ts";
 import { createFairQueue, type FairCall, type FairQueue, type Waiter } from "./fair-queue.ts";
+import { createSeats, type Seat } from "./seats.ts";
 
 /** A call that wants a place at an engine. A client belongs to one class, and has one weight. */
 export interface QueuedCall extends FairCall, PlacedCall {
@@ -11,24 +12,11 @@ export interface QueuedCall extends FairCall, PlacedCall {
   readonly deadlineMs: number;
 }
 
-/** A place that a call has. Disposing it, once or more often, gives it back. */
-export interface Seat extends Disposable {
-  /** Which engine; absent where there is only one. */
-  readonly engine: string | undefined;
-  /** Milliseconds that the call has waited. */
-  readonly queueMs: number;
-  /**
-   * Says what the call has really cost, in tokens of prompt and completion; 0 for one that never ran. It counts from the
-   * disposal on, the last word before which holds. Without a word it has cost what was expected.
-   */
-  settle(tokens: number): void;
-}
-
 /** Decides in which order calls get the engines. */
 export interface EngineQueue {
   /** Calls that have a place now. */
   readonly running: number;
-  /** Calls that wait now, and those of one class. */
+  /** Calls that wait for their turn now, and those of one class. */
   readonly waiting: number;
   waitingOf(callClass: CallClass): number;
   /**
@@ -51,14 +39,12 @@ export const batchTurn = 8;
 const retryAfterMsMin = 1000;
 const retryAfterMsMax = 60_000;
 
-/** The weight of the newest call in the mean of how long calls keep a place: it follows a change within some ten calls. */
-const newest = 1 / 8;
-
 /**
  * No place is idle while a call waits that it has room for. Interactive calls go first, all but every `batchTurn`th; within a
  * class clients share by weight, see `createFairQueue`. Nobody overtakes the call whose turn it is, also when that one needs
- * more room than there is: it would never be let in. The engine's own queue stays empty, so that a caller who leaves never
- * costs it anything.
+ * more room than there is: it would never be let in. Nor a call that has had its turn, and then an engine that failed: it is
+ * charged once, and the next place at another engine is its. The engine's own queue stays empty, so that a caller who leaves
+ * never costs it anything.
  *
  * At most `queueLength` calls wait, and a client may add one as long as it has fewer waiting than there are places left (the
  * dynamic threshold of Choudhury and Hahne, 1998). So one client gets half of the queue at most, and each further one half of
@@ -75,42 +61,23 @@ export function createEngineQueue(options: {
     batch: createFairQueue(),
   };
   const waiters = new Set<{ fail(error: AppError): void }>();
-  let running = 0;
   /** Interactive calls that were admitted since batch calls wait or had their turn. */
   let passedBatch = 0;
-  /** How long calls keep a place, in milliseconds: a mean that follows the newest. 0: none has ended yet. */
-  let keptMs = 0;
 
   const waiting = () => queues.interactive.size + queues.batch.size;
 
-  /** A place for a call, which its queue then has to charge. */
-  const take = (call: QueuedCall, queueMs: number): Seat | undefined => {
-    const place = capacity.take(call);
-    if (place === undefined) return undefined;
-    running += 1;
-    const sinceMs = clock();
-    let cost = call.tokens;
-    let taken = true;
-    return {
-      engine: place.engine,
-      queueMs,
-      settle(tokens) {
-        cost = tokens;
-      },
-      [Symbol.dispose]() {
-        if (!taken) return;
-        taken = false;
-        running -= 1;
-        place.free();
-        const ownMs = clock() - sinceMs;
-        keptMs = keptMs === 0 ? ownMs : keptMs + (ownMs - keptMs) * newest;
-        queues[call.class].end(call, cost);
-        admitWaiting();
-      },
-    };
-  };
+  const seats = createSeats(capacity, clock, () => admitWaiting());
+
+  /** A seat for a call, which its queue then has to charge. */
+  const take = (call: QueuedCall, queueMs: number): Seat | undefined =>
+    seats.take(call, queueMs, (tokens) => {
+      queues[call.class].end(call, tokens);
+      admitWaiting();
+    });
 
   const admitWaiting = () => {
+    seats.admitMoving();
+    if (seats.moving > 0) return;
     const { interactive, batch } = queues;
     for (;;) {
       const isBatch = batch.size > 0 && (interactive.size === 0 || passedBatch >= batchTurn - 1);
@@ -126,11 +93,12 @@ export function createEngineQueue(options: {
 
   capacity.onChange = () => {
     if (capacity.isDown) for (const waiter of waiters) waiter.fail(down());
-    else admitWaiting();
+    admitWaiting();
   };
 
   /** Milliseconds that one more call would wait: a place is free every `keptMs / running`. 0 while nobody knows. */
-  const expectedWaitMs = (ahead: number) => ((ahead + 1) * keptMs) / Math.max(running, 1);
+  const expectedWaitMs = (ahead: number) =>
+    ((ahead + 1) * seats.keptMs) / Math.max(seats.running, 1);
 
   const refuse = (waitMs: number, reason: RefusalReason, message: string): AppError => {
     const retryAfterMs = Math.min(Math.max(Math.ceil(waitMs), retryAfterMsMin), retryAfterMsMax);
@@ -162,7 +130,7 @@ export function createEngineQueue(options: {
 
   return {
     get running() {
-      return running;
+      return seats.running;
     },
     get waiting() {
       return waiting();
@@ -173,7 +141,7 @@ export function createEngineQueue(options: {
       signal.throwIfAborted();
       if (capacity.isDown) throw down();
       const queue = queues[call.class];
-      const seat = waiting() === 0 ? take(call, 0) : undefined;
+      const seat = waiting() + seats.moving === 0 ? take(call, 0) : undefined;
       if (seat !== undefined) {
         queue.pass(call);
         return seat;

@@ -24,7 +24,11 @@ function createTold(usage: Usage) {
       told.call = call;
       return {
         engine: undefined,
+        isTrial: false,
         queueMs: 12,
+        answered: () => undefined,
+        fail: () => undefined,
+        move: async () => false,
         settle: (tokens) => told.costs.push(tokens),
         [Symbol.dispose]: () => {
           told.disposed += 1;

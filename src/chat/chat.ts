@@ -4,10 +4,14 @@ import { AppError } from "../errors.ts";
 import type { ChatStream, Engine, EngineChatRequest } from "../inference/engine.ts";
 import type { Client } from "../keys/key-registry.ts";
 import { resolveModel } from "../model/models.ts";
+import { Attempts } from "./attempts.ts";
 import { checkJsonSchema } from "./json-schema.ts";
 
 /** A conversation as a caller asks for it: the model may be empty, and the number of tokens open. */
-export type ChatRequest = Omit<EngineChatRequest, "maxTokens" | "tenant" | "traceparent"> & {
+export type ChatRequest = Omit<
+  EngineChatRequest,
+  "maxTokens" | "tenant" | "traceparent" | "engine"
+> & {
   readonly maxTokens?: number;
 };
 
@@ -92,10 +96,12 @@ export function createChat(options: {
         affinity: affinityOf(named),
       };
       const lease = await admission.enter(call, signal);
-      const parts = engine.chat(
-        { ...named, maxTokens, ...(traceparent !== undefined && { traceparent }) },
+      const run = { ...named, maxTokens, ...(traceparent !== undefined && { traceparent }) };
+      const parts = new Attempts({
+        lease,
         signal,
-      );
+        run: (id) => engine.chat(id === undefined ? run : { ...run, engine: id }, signal),
+      });
       const release = () => {
         // An engine that was left before its first report has read some of the prompt, and nobody knows how much.
         const { usage } = parts;
@@ -106,8 +112,12 @@ export function createChat(options: {
       signal.addEventListener("abort", release, { once: true });
       return {
         model: model.id,
-        engine: lease.engine,
-        queueMs: lease.queueMs,
+        get engine() {
+          return lease.engine;
+        },
+        get queueMs() {
+          return lease.queueMs;
+        },
         parts,
         [Symbol.dispose]() {
           signal.removeEventListener("abort", release);

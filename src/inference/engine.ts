@@ -131,6 +131,8 @@ export interface EngineChatRequest {
   readonly tenant: string;
   /** For an engine that traces: what its spans belong to (W3C Trace Context). Ours, never a caller's header. */
   readonly traceparent?: string;
+  /** Which of several engines runs it: an id that admission gave. Absent: the first, where there can be several. */
+  readonly engine?: string;
 }
 
 export type TokenCountRequest = Pick<EngineChatRequest, "model" | "messages" | "tools">;

@@ -93,6 +93,15 @@ describe("toSpans", () => {
     });
   });
 
+  it("names the engine that answered, where there are several", () => {
+    const [, , engine] = spansOf({ engine: "http://vllm-2:9000/#10.0.0.3" });
+    expect(attributesOf(engine)).toMatchObject({
+      "server.address": "vllm-2",
+      "server.port": "9000",
+      "formdev.engine": "http://vllm-2:9000/#10.0.0.3",
+    });
+  });
+
   it.each([
     ["ok", false],
     ["canceled", false],

@@ -29,7 +29,7 @@ type AttributeValue =
 const kinds = { internal: 1, server: 2, client: 3 } as const;
 const statusError = 2;
 
-/** Addresses of the engines, as far as they have one. */
+/** Addresses of the engines, as far as they have one, for calls whose record does not say which it was. */
 export interface EngineAddresses {
   readonly chat?: URL | undefined;
   readonly embeddings?: URL | undefined;
@@ -112,7 +112,8 @@ function ofCall({ id, rpc, client, outcome, reason }: CallRecord, { rpcSystem }:
   };
 }
 
-function ofEngine({ engine, usage, engineFirstTokenMs }: CallRecord, address: URL | undefined) {
+function ofEngine({ engine, usage, engineFirstTokenMs }: CallRecord, usual: URL | undefined) {
+  const address = engine === undefined ? usual : new URL(engine);
   // An engine that was left or failed before its first report has said nothing.
   const counts = usage !== undefined && usage.promptTokens > 0 ? usage : undefined;
   return {

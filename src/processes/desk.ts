@@ -1,9 +1,9 @@
-import type { AdmissionCall } from "../admission/admission.ts";
+import type { AdmissionCall, Lease } from "../admission/admission.ts";
 import { AppError } from "../errors.ts";
 import { noUsage } from "../inference/engine.ts";
 import type { Shared } from "../shared.ts";
 import type { CallRecord } from "../usage/call-record.ts";
-import type { PrimarySide } from "./protocol.ts";
+import type { Admitted, Left, PrimarySide } from "./protocol.ts";
 
 /**
  * What the primary decides for one worker. Disposing it gives back all that the worker holds and waits for, and records its
@@ -12,7 +12,15 @@ import type { PrimarySide } from "./protocol.ts";
 export interface Desk
   extends Pick<
       PrimarySide,
-      "check" | "count" | "enter" | "leave" | "record" | "reportUsage" | "checkStore"
+      | "check"
+      | "count"
+      | "enter"
+      | "leave"
+      | "answered"
+      | "move"
+      | "record"
+      | "reportUsage"
+      | "checkStore"
     >,
     Disposable {}
 
@@ -28,8 +36,10 @@ interface OpenCall {
 const checkMs = 2000;
 
 export function createDesk({ limits, admission, calls, usage, sources }: Shared): Desk {
-  /** For each ticket how to give back what it stands for now; `tokens` is what it has cost, where that is known. */
-  const tickets = new Map<number, (tokens?: number) => void>();
+  /** For each ticket how to give back what it stands for now, with what the worker says of it, where it can. */
+  const tickets = new Map<number, (left: Partial<Left>) => void>();
+  /** The leases of tickets that were admitted. */
+  const leases = new Map<number, Lease>();
   /** By their ids the calls that have entered and are not recorded: what is to be said of them when the worker cannot. */
   const open = new Map<string, OpenCall>();
 
@@ -44,26 +54,38 @@ export function createDesk({ limits, admission, calls, usage, sources }: Shared)
       tickets.set(ticket, () => left.abort());
       try {
         const lease = await admission.enter(call, left.signal);
-        const giveBack = (tokens?: number) => {
+        const giveBack = ({ tokens, engine }: Partial<Left>) => {
+          leases.delete(ticket);
           if (tokens !== undefined) lease.settle(tokens);
+          if (engine === "answered") lease.answered();
+          else if (engine === "failed") lease.fail();
           record.tokens = tokens ?? call.tokens;
           lease[Symbol.dispose]();
         };
         // It can be given, and left, within one message: it has never run.
-        if (left.signal.aborted) giveBack(0);
-        else tickets.set(ticket, giveBack);
-        const { engine, queueMs } = lease;
-        return { queueMs, ...(engine !== undefined && { engine }) };
+        if (left.signal.aborted) giveBack({ tokens: 0 });
+        else {
+          tickets.set(ticket, giveBack);
+          leases.set(ticket, lease);
+        }
+        return toAdmitted(lease);
       } catch (error) {
         tickets.delete(ticket);
         throw left.signal.aborted ? new AppError("canceled", "the caller left") : error;
       }
     },
 
-    leave({ ticket, tokens }) {
-      const giveBack = tickets.get(ticket);
-      tickets.delete(ticket);
-      giveBack?.(tokens);
+    leave(left) {
+      const giveBack = tickets.get(left.ticket);
+      tickets.delete(left.ticket);
+      giveBack?.(left);
+    },
+
+    answered: (ticket) => leases.get(ticket)?.answered(),
+
+    async move(ticket) {
+      const lease = leases.get(ticket);
+      return lease !== undefined && (await lease.move()) ? toAdmitted(lease) : null;
     },
 
     record(call) {
@@ -80,12 +102,16 @@ export function createDesk({ limits, admission, calls, usage, sources }: Shared)
     },
 
     [Symbol.dispose]() {
-      for (const giveBack of tickets.values()) giveBack();
+      for (const giveBack of tickets.values()) giveBack({});
       tickets.clear();
       for (const call of open.values()) calls.record(toLostRecord(call));
       open.clear();
     },
   };
+}
+
+function toAdmitted({ engine, isTrial, queueMs }: Lease): Admitted {
+  return { isTrial, queueMs, ...(engine !== undefined && { engine }) };
 }
 
 function toLostRecord({ call, beganAt, tokens }: OpenCall): CallRecord {

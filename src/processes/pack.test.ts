@@ -14,7 +14,7 @@ it("brings a configuration to another process whole, its secrets, addresses and 
   const tls = { cert: Buffer.from([0, 255]), key: Buffer.from("é") };
   const there = unpack<{ config: typeof config; tls: typeof tls }>(pack({ config, tls }));
   expect(there).toEqual({ config, tls });
-  expect(there.config.engine.vllmUrl).toBeInstanceOf(URL);
+  expect(there.config.engine.vllmUrls).toEqual([new URL("http://vllm:8000/base")]);
   expect(there.config.engine.vllmApiKey?.reveal()).toBe("s3cr3t-canary");
   expect(there.config.keys.inline[0]?.key).toBeInstanceOf(Secret);
   expect(Buffer.isBuffer(there.tls.cert)).toBe(true);

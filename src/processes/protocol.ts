@@ -18,8 +18,11 @@ export interface PrimarySide {
    * matter which message comes first when a worker leaves while the primary admits it.
    */
   enter(asked: { readonly ticket: number; readonly call: AdmissionCall }): Promise<Admitted>;
-  /** `tokens` is what the call has really cost, see `Lease.settle`; absent: nobody knows. */
-  leave(left: { readonly ticket: number; readonly tokens?: number }): void;
+  leave(left: Left): void;
+  /** The engine that is tried out has begun to answer the call of this ticket. Of others `leave` says so. */
+  answered(ticket: number): void;
+  /** See `Lease.move`. Null when there is no other place. The ticket has to be left all the same. */
+  move(ticket: number): Promise<Admitted | null>;
   /** A call has ended. */
   readonly record: CallSink["record"];
   /** How a client stands. */
@@ -35,7 +38,16 @@ export interface PrimarySide {
 }
 
 /** A `Lease`, as far as a worker is told. */
-export type Admitted = { readonly engine?: string } & Pick<Lease, "queueMs">;
+export type Admitted = { readonly engine?: string } & Pick<Lease, "queueMs" | "isTrial">;
+
+/** What a worker says when a call is over. */
+export interface Left {
+  readonly ticket: number;
+  /** What the call has really cost, see `Lease.settle`; absent: nobody knows. */
+  readonly tokens?: number;
+  /** What the engine has done with it; absent: nothing that says whether it works. */
+  readonly engine?: "answered" | "failed";
+}
 
 /** What a worker is told, beside the connections that it is handed. */
 export interface WorkerSide {

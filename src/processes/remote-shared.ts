@@ -2,7 +2,7 @@ import type { Admission, Lease } from "../admission/admission.ts";
 import type { HealthSource } from "../health/health.ts";
 import type { Shared } from "../shared.ts";
 import type { Channel } from "./channel.ts";
-import type { PrimarySide } from "./protocol.ts";
+import type { Admitted, Left, PrimarySide } from "./protocol.ts";
 
 /** What all processes share, as a worker has it: the primary decides. `stores` are the names of the primary's sources. */
 export function createRemoteShared(
@@ -34,39 +34,77 @@ function createRemoteAdmission(channel: Channel<PrimarySide>): Admission {
     async enter(call, signal) {
       signal.throwIfAborted();
       const ticket = ++lastTicket;
-      let taken = true;
-      let cost: number | undefined;
-      const giveBack = () => {
-        if (taken) channel.tell("leave", { ticket, ...(cost !== undefined && { tokens: cost }) });
-        taken = false;
-      };
       const { promise, resolve, reject } = Promise.withResolvers<Lease>();
       const leave = () => {
         // The primary may have given it a place by now, which nothing has run on.
-        cost = 0;
-        giveBack();
+        channel.tell("leave", { ticket, tokens: 0 });
         reject(signal.reason);
       };
       signal.addEventListener("abort", leave, { once: true });
       const decided = (done: () => void) => {
         signal.removeEventListener("abort", leave);
-        done();
+        if (!signal.aborted) done();
       };
       channel.ask("enter", { ticket, call }).then(
-        ({ engine, queueMs }) =>
-          decided(() =>
-            resolve({
-              engine,
-              queueMs,
-              settle(tokens) {
-                cost = tokens;
-              },
-              [Symbol.dispose]: giveBack,
-            }),
-          ),
+        (admitted) => decided(() => resolve(createRemoteLease(channel, ticket, admitted))),
         (error) => decided(() => reject(error)),
       );
       return await promise;
+    },
+  };
+}
+
+function createRemoteLease(channel: Channel<PrimarySide>, ticket: number, first: Admitted): Lease {
+  let admitted = first;
+  let tokens: number | undefined;
+  let shown: Left["engine"];
+  let isOver = false;
+  /** Ends the wait for another place. */
+  let giveUp: () => void = () => undefined;
+
+  return {
+    get engine() {
+      return admitted.engine;
+    },
+    get isTrial() {
+      return admitted.isTrial;
+    },
+    get queueMs() {
+      return admitted.queueMs;
+    },
+    settle(cost) {
+      tokens = cost;
+    },
+    answered() {
+      shown = "answered";
+      if (admitted.isTrial && !isOver) channel.tell("answered", ticket);
+    },
+    fail() {
+      shown = "failed";
+    },
+    async move() {
+      if (isOver) return false;
+      const left = Promise.withResolvers<null>();
+      giveUp = () => left.resolve(null);
+      // What the engine has done is said herewith.
+      shown = undefined;
+      const next = await Promise.race([
+        channel.ask("move", ticket).catch(() => null),
+        left.promise,
+      ]);
+      if (next === null || isOver) return false;
+      admitted = next;
+      return true;
+    },
+    [Symbol.dispose]() {
+      if (isOver) return;
+      isOver = true;
+      channel.tell("leave", {
+        ticket,
+        ...(tokens !== undefined && { tokens }),
+        ...(shown !== undefined && { engine: shown }),
+      });
+      giveUp();
     },
   };
 }

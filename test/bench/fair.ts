@@ -9,8 +9,8 @@ import {
   createEngineQueue,
   type EngineQueue,
   type QueuedCall,
-  type Seat,
 } from "../../src/admission/engine-queue.ts";
+import type { Seat } from "../../src/admission/seats.ts";
 import { AppError } from "../../src/errors.ts";
 import type { CallClass } from "../../src/keys/api-keys.ts";
 import { createTimeline, type Timeline } from "../sim/timeline.ts";
@@ -34,7 +34,11 @@ function createFifo(): Pick<EngineQueue, "enter"> {
     running += 1;
     return {
       engine: undefined,
+      isTrial: false,
       queueMs: 0,
+      answered: () => undefined,
+      fail: () => undefined,
+      move: async () => false,
       settle: () => undefined,
       [Symbol.dispose]() {
         running -= 1;

@@ -104,7 +104,7 @@ describe("infra/docker-compose.yml", () => {
     ]);
     const config = parseConfig(Object.fromEntries(env));
     expect(config.server).toMatchObject({ host: "0.0.0.0", port: 8080 });
-    expect(config.engine.vllmUrl?.href).toBe("http://inference:8000/");
+    expect(config.engine.vllmUrls.map(({ href }) => href)).toEqual(["http://inference:8000/"]);
   });
 
   it("waits longer than the gateway drains before it kills", () => {

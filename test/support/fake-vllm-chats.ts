@@ -16,9 +16,12 @@ import { type FakeVllm, startFakeVllm } from "./fake-vllm.ts";
 import type { Script } from "./fake-vllm-replies.ts";
 
 /** The real adapter, connected to the fake server. */
-export function engineFor(vllm: FakeVllm, options: Partial<VllmOptions> = {}): Engine {
+export function engineFor(
+  vllm: FakeVllm,
+  { url = vllm.url, ...options }: Partial<VllmOptions> & { readonly url?: URL } = {},
+): Engine {
   return createVllmEngine({
-    url: vllm.url,
+    urls: [url],
     connections: 4,
     cacheSaltSecret: Buffer.alloc(32, 7),
     ...options,

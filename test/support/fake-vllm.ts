@@ -22,6 +22,9 @@ export interface FakeVllmOptions {
   readonly contextTokens?: number;
   /** Asked for on `/v1` when given. */
   readonly apiKey?: string;
+  /** By default 127.0.0.1, and a free port. */
+  readonly host?: string;
+  readonly port?: number;
   /** What every chat gets for which no script waits. */
   readonly answer?: Answer;
 }
@@ -58,7 +61,7 @@ export interface FakeRequest {
 }
 
 export async function startFakeVllm(options: FakeVllmOptions = {}): Promise<FakeVllm> {
-  const { model = "fake-model", contextTokens = 8_192, apiKey } = options;
+  const { model = "fake-model", contextTokens = 8_192, apiKey, host = "127.0.0.1" } = options;
   const requests: FakeRequest[] = [];
   const awaited = new Map<number, PromiseWithResolvers<FakeRequest>>();
   const scripts: Script[] = [];
@@ -124,12 +127,17 @@ export async function startFakeVllm(options: FakeVllmOptions = {}): Promise<Fake
     const gauge = (name: string, value: number) =>
       `# TYPE vllm:${name} gauge\nvllm:${name}${labels} ${value.toFixed(1)}\n`;
     reply.response.writeHead(200, { "content-type": "text/plain; version=1.0.0; charset=utf-8" });
-    reply.response.end(gauge("num_requests_running", running) + gauge("num_requests_waiting", 0));
+    reply.response.end(
+      gauge("num_requests_running", running) +
+        gauge("num_requests_waiting", 0) +
+        gauge("kv_cache_usage_perc", 0) +
+        gauge("num_preemptions_total", 0),
+    );
   }
 
-  let port = 0;
+  let { port = 0 } = options;
   async function listen() {
-    await once(server.listen(port, "127.0.0.1"), "listening");
+    await once(server.listen(port, host), "listening");
     ({ port } = server.address() as AddressInfo);
   }
   async function close() {
@@ -141,7 +149,7 @@ export async function startFakeVllm(options: FakeVllmOptions = {}): Promise<Fake
 
   await listen();
   return {
-    url: new URL(`http://127.0.0.1:${port}`),
+    url: new URL(`http://${host}:${port}`),
     requests,
     sockets,
     reply: (...more) => void scripts.push(...more),

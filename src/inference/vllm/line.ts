@@ -11,14 +11,18 @@ export interface Line {
   cancelConnect(reason: Error): void;
 }
 
-/** `origin` is http or https; `connectMs` covers name resolution, TCP and TLS together. */
-export function createLine(origin: string, connectMs: number): Line {
+/**
+ * `origin` is http or https; `connectMs` covers name resolution, TCP and TLS together. With an `address` the connection goes
+ * there, and the name in `origin` is not resolved.
+ */
+export function createLine(origin: string, connectMs: number, address?: string): Line {
   let opening: Socket | undefined;
 
   // undici's own connector shows nobody the socket before it is open, so a caller who leaves early could not close it.
   const connect: buildConnector.connector = ({ protocol, hostname, port }, callback) => {
     const secure = protocol === "https:";
-    const socket = secure ? openTls(hostname, port) : openTcp(hostname, port);
+    const host = address ?? hostname;
+    const socket = secure ? openTls(host, port, hostname) : openTcp(host, port);
     opening = socket;
     const timer = setTimeout(() => {
       socket.destroy(new Error(`no connection within ${connectMs} ms`));
@@ -58,12 +62,12 @@ function openTcp(host: string, port: string): Socket {
   return connectTcp({ host, port: Number(port || 80) });
 }
 
-function openTls(host: string, port: string): Socket {
+function openTls(host: string, port: string, name: string): Socket {
   return connectTls({
     host,
     port: Number(port || 443),
     // An address is no server name (RFC 6066, section 3).
-    ...(isIP(host) === 0 && { servername: host }),
+    ...(isIP(name) === 0 && { servername: name }),
     // With HTTP/2 many requests would share a connection, and closing it is how one request is stopped.
     ALPNProtocols: ["http/1.1"],
   });

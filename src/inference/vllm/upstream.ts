@@ -1,10 +1,13 @@
 import { AppError } from "../../errors.ts";
+import { basePathOf } from "./engine-id.ts";
 import { Exchange, type ExchangeOwner, type Receiver, type UpstreamRequest } from "./exchange.ts";
 import { createLine, type Line } from "./line.ts";
 
 export interface UpstreamOptions {
   /** http or https; a path is put before every path, and a `/v1` at its end is dropped. */
   readonly url: URL;
+  /** The IP address to connect to, in the place of those that the name in `url` has. */
+  readonly address?: string | undefined;
   readonly apiKey?: string | undefined;
   /** Sockets at most, and so requests at once. */
   readonly connections: number;
@@ -32,8 +35,13 @@ export class Upstream implements ExchangeOwner, AsyncDisposable {
 
   constructor(options: UpstreamOptions) {
     this.#options = options;
-    this.basePath = options.url.pathname.replace(/\/+$/, "").replace(/\/v1$/, "");
+    this.basePath = basePathOf(options.url);
     this.authorization = options.apiKey === undefined ? undefined : `Bearer ${options.apiKey}`;
+  }
+
+  /** Whether it carries no request now. */
+  get isIdle(): boolean {
+    return this.#running.size + this.#waiting.size === 0;
   }
 
   /**
@@ -83,7 +91,8 @@ export class Upstream implements ExchangeOwner, AsyncDisposable {
 
   #openLine(): Line | undefined {
     if (this.#lines.length >= this.#options.connections) return undefined;
-    const line = createLine(this.#options.url.origin, this.#options.connectMs);
+    const { url, connectMs, address } = this.#options;
+    const line = createLine(url.origin, connectMs, address);
     this.#lines.push(line);
     return line;
   }

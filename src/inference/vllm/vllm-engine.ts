@@ -6,14 +6,17 @@ import { fetchJson, fetchSuccess } from "./fetch-reply.ts";
 import { parseCount, unreadable } from "./json.ts";
 import { createModelList, parseModels } from "./model-list.ts";
 import { createCacheSalts, toChatBody, toTokenizeBody } from "./request-body.ts";
-import { Upstream } from "./upstream.ts";
+import { Servers } from "./servers.ts";
 
 export interface VllmOptions {
-  /** Where vLLM listens, http or https, with or without a path in front of `/v1`. From the operator only. */
-  readonly url: URL;
+  /**
+   * Where vLLMs listen, one at least, all with the same models: http or https, with or without a path in front of `/v1`. From
+   * the operator only.
+   */
+  readonly urls: readonly URL[];
   /** vLLM's `--api-key`. */
   readonly apiKey?: string;
-  /** Chats at once, each on a connection of its own: the sequences that vLLM runs for us, and a few more. */
+  /** Chats at once with each vLLM, each on a connection of its own: the sequences that it runs for us, and a few more. */
   readonly connections: number;
   /** At least 32 bytes; the same in all processes, or tenants lose their prefix cache at every change of process. */
   readonly cacheSaltSecret: Buffer;
@@ -33,8 +36,11 @@ export interface VllmTimeouts {
 export type VllmEvent = { readonly type: "model-list-stale"; readonly error: unknown };
 
 /**
- * The engine port on a vLLM server (recorded and tried with 0.32). It connects when it is first used, and remembers
- * nothing about the server but its list of models: every call finds out anew whether vLLM is up.
+ * The engine port on vLLM servers (recorded and tried with 0.32). It connects when it is first used, and remembers nothing
+ * about a server but its list of models: every call finds out anew whether vLLM is up.
+ *
+ * A chat runs on the server that its request names, which may also be one address of a name in `urls`; whatever else is asked
+ * goes to any that answers. It is healthy when one of them is.
  *
  * Errors are AppError: `unavailable` (refused, unreachable, full, restarting, or our key is wrong), `timeout` (one of
  * the limits above), `invalid` and `not-found` (vLLM refused the request), `corrupt` (what it said makes no sense, or
@@ -42,20 +48,19 @@ export type VllmEvent = { readonly type: "model-list-stale"; readonly error: unk
  */
 export function createVllmEngine(options: VllmOptions): Engine {
   const timeouts = { ...defaultTimeouts, ...options.timeouts };
-  const { url, apiKey, cacheSaltSecret, log } = options;
+  const { urls, apiKey, connections, cacheSaltSecret, log } = options;
   const cacheSaltOf = createCacheSalts(cacheSaltSecret);
   const { connectMs, firstByteMs, betweenChunksMs } = timeouts;
-  const chats = new Upstream({ url, apiKey, connections: options.connections, connectMs });
-  // Apart, so that health and the rest are answered while every connection carries a chat.
-  const control = new Upstream({ url, apiKey, connections: CONTROL_CONNECTIONS, connectMs });
+  const servers = new Servers({ urls, apiKey, connections, connectMs });
   const disposing = new AbortController();
 
   const models = createModelList({
     load: async () => {
       const limits = { timeoutMs: CONTROL_MS_MAX, bytesMax: MODELS_BYTES_MAX };
       const request = { method: "GET", path: "/v1/models" } as const;
-      return parseModels(
-        await fetchJson(control, request, { ...limits, signal: disposing.signal }),
+      const { signal } = disposing;
+      return await servers.askAny(async (control) =>
+        parseModels(await fetchJson(control, request, { ...limits, signal })),
       );
     },
     clock: monotonicClock,
@@ -67,7 +72,7 @@ export function createVllmEngine(options: VllmOptions): Engine {
 
     chat: (request, signal) =>
       new VllmChatStream({
-        upstream: chats,
+        upstream: servers.at(request.engine).chats,
         body: () => toChatBody(request, cacheSaltOf(request.tenant)),
         traceparent: request.traceparent,
         maxTokens: request.maxTokens,
@@ -81,27 +86,34 @@ export function createVllmEngine(options: VllmOptions): Engine {
     countTokens: async (request: TokenCountRequest, signal: AbortSignal) => {
       const body = toTokenizeBody(request);
       const limits = { timeoutMs: CONTROL_MS_MAX, bytesMax: TOKENS_BYTES_MAX, signal };
-      const reply = await fetchJson(control, { method: "POST", path: "/tokenize", body }, limits);
+      const reply = await servers.askAny((control) =>
+        fetchJson(control, { method: "POST", path: "/tokenize", body }, limits),
+      );
       if (reply.count == null) throw unreadable("count", reply.count);
       return parseCount(reply.count, 0);
     },
 
     checkHealth: async (signal) => {
+      const limits = { timeoutMs: HEALTH_MS_MAX, bytesMax: 1_024 };
+      const known = new AbortController();
+      const either = AbortSignal.any([signal, known.signal]);
+      // All at once: one that hangs must not hide that another works.
+      const checks = servers.all.map(({ control }) =>
+        fetchSuccess(control, "/health", { ...limits, signal: either }),
+      );
       try {
-        await fetchSuccess(control, "/health", {
-          timeoutMs: HEALTH_MS_MAX,
-          bytesMax: 1_024,
-          signal,
-        });
+        await Promise.any(checks);
       } catch (error) {
         signal.throwIfAborted();
         throw new AppError("unavailable", "the engine is not ready", { cause: error });
+      } finally {
+        known.abort();
       }
     },
 
     async [Symbol.asyncDispose]() {
       disposing.abort(new AppError("unavailable", "the service is stopping: try again"));
-      await Promise.all([chats[Symbol.asyncDispose](), control[Symbol.asyncDispose]()]);
+      await servers[Symbol.asyncDispose]();
     },
   };
 }
@@ -111,9 +123,6 @@ const defaultTimeouts: VllmTimeouts = {
   firstByteMs: 120_000,
   betweenChunksMs: 60_000,
 };
-
-/** Token counts, mostly: they cost vLLM no GPU, and one of its processes answers them all. */
-const CONTROL_CONNECTIONS = 8;
 
 /** These calls never wait for the GPU. */
 const CONTROL_MS_MAX = 10_000;
