@@ -2,6 +2,7 @@
  * Checks what infra/ would deploy, without a Docker engine (`node infra/validate.ts`, in CI and before a release):
  *
  * - both compose variants, as Docker Compose itself reads and resolves them;
+ * - Prometheus' configuration, its alerts, and the dashboard's queries, with promtool where it is installed;
  * - the Dockerfile, with hadolint;
  * - the tree that the image would hold: installed by the Dockerfile's own command, small, and running without writing a
  *   file, with the image's health check and SIGTERM.
@@ -54,7 +55,8 @@ interface ComposeModel {
 }
 interface Service {
   readonly image?: string;
-  readonly ports?: readonly { readonly target: number; readonly published: string }[];
+  readonly ports?: readonly { readonly host_ip?: string; readonly published: string }[];
+  readonly environment?: Readonly<Record<string, string | null>>;
   readonly networks: Readonly<Record<string, unknown>>;
   readonly deploy?: { readonly resources?: { readonly reservations?: { devices?: unknown[] } } };
 }
@@ -74,6 +76,7 @@ async function validate(): Promise<void> {
   const tools = installTools();
   validateCompose(tools, "GPU", ["docker-compose.yml"]);
   validateCompose(tools, "CPU", ["docker-compose.yml", "docker-compose.cpu.yml"]);
+  validateMonitoring();
   run("hadolint", join(tools, "hadolint"), [
     "--no-color",
     "--failure-threshold",
@@ -117,7 +120,7 @@ function installTools(): string {
 }
 
 function validateCompose(tools: string, variant: string, files: readonly string[]): void {
-  const config = (apiKeys: string) =>
+  const config = (apiKeys: string, adminKey = "") =>
     spawnSync(
       join(tools, "docker-compose"),
       [
@@ -125,7 +128,15 @@ function validateCompose(tools: string, variant: string, files: readonly string[
         ...["--env-file", join(infra, ".env.example"), "--profile", "*"],
         ...["config", "--format", "json"],
       ],
-      { encoding: "utf8", env: { PATH: process.env.PATH, HOME: tmpdir(), API_KEYS: apiKeys } },
+      {
+        encoding: "utf8",
+        env: {
+          PATH: process.env.PATH,
+          HOME: tmpdir(),
+          API_KEYS: apiKeys,
+          ...(adminKey !== "" && { ADMIN_KEY: adminKey }),
+        },
+      },
     );
 
   const resolved = config("validate:not-a-real-key");
@@ -141,18 +152,61 @@ function validateCompose(tools: string, variant: string, files: readonly string[
   const { services, networks }: ComposeModel = JSON.parse(resolved.stdout);
   for (const [name, service] of Object.entries(services)) {
     const isPrivate = Object.keys(service.networks).every((network) => networks[network]?.internal);
-    if (name !== "api" && service.ports !== undefined) {
+    const isOpen = service.ports?.some(
+      (port) => name !== "grafana" || port.host_ip !== "127.0.0.1",
+    );
+    if (name !== "api" && isOpen) {
       fail(`compose, ${variant}: ${name} publishes a port`);
     }
-    if (name !== "api" && name !== "download" && !isPrivate) {
+    if (!["api", "download", "grafana"].includes(name) && !isPrivate) {
       fail(`compose, ${variant}: ${name} is on a network with a way out`);
     }
+  }
+  const withAdminKey: ComposeModel = JSON.parse(
+    config("validate:not-a-real-key", "0123456789abcdef").stdout,
+  );
+  const adminHosts = [services, withAdminKey.services].map(
+    ({ api }) => api?.environment?.ADMIN_HOST,
+  );
+  if (adminHosts.join() !== ",0.0.0.0") {
+    fail(
+      `compose, ${variant}: the admin port is open to other containers without a key, or not with one`,
+    );
   }
   const devices = services.inference?.deploy?.resources?.reservations?.devices ?? [];
   if (devices.length > 0 !== (variant === "GPU")) {
     fail(`compose, ${variant}: ${devices.length} GPU reservations`);
   }
   report(`compose, ${variant}: ${Object.keys(services).sort().join(", ")} resolve`);
+}
+
+function validateMonitoring(): void {
+  if (spawnSync("promtool", ["--version"]).error !== undefined) {
+    console.log("SKIPPED  monitoring: there is no promtool (apt-get install prometheus)");
+    return;
+  }
+  const folder = join(infra, "prometheus");
+  // The key's file is only in the container.
+  run("promtool", "promtool", ["check", "config", "--syntax-only", join(folder, "prometheus.yml")]);
+  run("promtool", "promtool", ["check", "rules", join(folder, "alerts.yml")]);
+  run("promtool", "promtool", ["test", "rules", join(folder, "alerts.test.yml")]);
+  report("alerts: promtool reads them, and they fire when they should");
+
+  const dashboard = readFileSync(join(infra, "grafana/dashboards/gateway.json"), "utf8");
+  const queries = [...dashboard.matchAll(/"expr": ("(?:[^"\\]|\\.)*")/g)].map(([, json = ""]) =>
+    JSON.parse(json).replaceAll("$__rate_interval", "1m"),
+  );
+  const rules = queries.map((expr, panel) => ({ record: `panel:${panel}`, expr }));
+  const scratch = mkdtempSync(join(tmpdir(), "formdev-dashboard-"));
+  try {
+    // YAML, as far as promtool is concerned.
+    const file = join(scratch, "rules.yml");
+    writeFileSync(file, JSON.stringify({ groups: [{ name: "dashboard", rules }] }));
+    run("promtool, dashboard", "promtool", ["check", "rules", file]);
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+  report(`dashboard: promtool reads its ${queries.length} queries`);
 }
 
 /** Lays out what the image would hold, by the Dockerfile's own install command. */
@@ -192,6 +246,7 @@ async function runTree(tree: string): Promise<void> {
       env: {
         NODE_ENV: "production",
         API_PORT: "0",
+        ADMIN_PORT: "0",
         API_KEYS: "validate:not-a-real-key",
         VLLM_URL: `http://127.0.0.1:${(engine.address() as AddressInfo).port}`,
       },

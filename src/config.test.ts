@@ -104,6 +104,16 @@ describe("parseConfig", () => {
     expect(problemsOf({ HOST: "::1" })).toEqual([]);
   });
 
+  it("opens the admin port beyond the machine only with a key, which is none that one could guess", () => {
+    expect(problemsOf({ ADMIN_HOST: "0.0.0.0" })).toEqual([expect.stringMatching(/^ADMIN_HOST /)]);
+    expect(problemsOf({ ADMIN_HOST: "0.0.0.0", API_KEYS: "erp:key-of-the-erp" })).toHaveLength(1);
+    expect(problemsOf({ ADMIN_HOST: "0.0.0.0", ADMIN_KEY: "0123456789abcdef" })).toEqual([]);
+    expect(problemsOf({ ADMIN_HOST: "127.0.0.2" })).toEqual([]);
+    for (const key of ["short", "0123456789 abcdef", "é123456789abcdef"]) {
+      expect(problemsOf({ ADMIN_KEY: key })).toEqual([expect.stringMatching(/^ADMIN_KEY must/)]);
+    }
+  });
+
   it("takes an empty variable for an absent one, as compose files write it", () => {
     expect(parseConfig({ VLLM_URL: "", API_KEYS: "", API_PORT: "" })).toEqual(parseConfig({}));
   });

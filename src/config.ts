@@ -21,6 +21,13 @@ export interface Config {
     /** Milliseconds that running calls get to finish after SIGTERM. */
     readonly drainMs: number;
   };
+  /** The port for operators. */
+  readonly admin: {
+    /** Loopback, unless there is a key. */
+    readonly host: string;
+    readonly port: number;
+    readonly key: Secret | undefined;
+  };
   readonly keys: {
     /** From API_KEYS. Empty together with no `file`: one key is made for this run. */
     readonly inline: readonly ClientKey[];
@@ -144,6 +151,18 @@ export const environment = z.object({
   TRUSTED_PROXIES: addresses
     .optional()
     .describe("Proxies whose X-Forwarded-For names the caller's address."),
+  ADMIN_PORT: int(0, 65_535, 9464).describe(
+    "Port of /metrics, for Prometheus. 0 takes a free one.",
+  ),
+  ADMIN_HOST: z
+    .string()
+    .default("127.0.0.1")
+    .describe("Address of that port. Without ADMIN_KEY it must be loopback."),
+  ADMIN_KEY: z
+    .string()
+    .regex(/^[!-~]{16,256}$/, "must have 16 to 256 printable ASCII characters, without space")
+    .optional()
+    .describe("What that port asks for as `Authorization: Bearer`."),
   RATE_LIMIT_RPM: int(1, 1_000_000, 60).describe("Requests a minute for each client."),
   RATE_LIMIT_TPM: wholeNumber(1, 1e12)
     .optional()
@@ -252,6 +271,11 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
       "HOST must be a loopback address (127.0.0.1, ::1, localhost) as long as no API_KEYS are set",
     );
   }
+  if (given.ADMIN_KEY === undefined && !isLoopback(given.ADMIN_HOST ?? "localhost")) {
+    problems.push(
+      "ADMIN_HOST must be a loopback address (127.0.0.1, ::1, localhost) as long as no ADMIN_KEY is set",
+    );
+  }
   if ((given.TLS_CERT_FILE === undefined) !== (given.TLS_KEY_FILE === undefined)) {
     problems.push("TLS_CERT_FILE and TLS_KEY_FILE must be set together");
   }
@@ -278,6 +302,11 @@ export function parseConfig(env: Readonly<Record<string, string | undefined>>): 
       trustedProxies: vars.TRUSTED_PROXIES ?? [],
       maxBodyBytes: vars.MAX_BODY_BYTES,
       drainMs: vars.DRAIN_TIMEOUT_SECONDS * 1000,
+    },
+    admin: {
+      host: vars.ADMIN_HOST,
+      port: vars.ADMIN_PORT,
+      key: vars.ADMIN_KEY === undefined ? undefined : new Secret(vars.ADMIN_KEY),
     },
     keys: { inline: keys.keys, file: vars.API_KEYS_FILE },
     limits: {

@@ -27,8 +27,8 @@ export function createLogger(level: string): Logger {
  */
 export function createEvents(log: Logger) {
   return {
-    listening(url: string, engine: string, processes: number) {
-      log.info({ url, engine, processes, node: process.version }, "listening");
+    listening(url: string, admin: string, engine: string, processes: number) {
+      log.info({ url, admin, engine, processes, node: process.version }, "listening");
     },
 
     workerReady(pid: number) {
@@ -90,6 +90,10 @@ export function createEvents(log: Logger) {
 
     engineBack(engine: string) {
       log.info({ engine }, "an engine answers again");
+    },
+
+    metricsFailed(error: unknown) {
+      log.error({ err: error }, "the metrics could not be read");
     },
 
     draining(limitMs: number) {

@@ -1,5 +1,4 @@
 import type { AddressInfo, Socket } from "node:net";
-import { setTimeout } from "node:timers/promises";
 import { createChat } from "./chat/chat.ts";
 import { createChatHandler } from "./chat/chat-handler.ts";
 import type { Config } from "./config.ts";
@@ -14,6 +13,7 @@ import { createVllmEmbedder } from "./inference/vllm/embeddings.ts";
 import { createVllmEngine } from "./inference/vllm/vllm-engine.ts";
 import { createGate } from "./keys/gate.ts";
 import { createKeyRegistry } from "./keys/key-registry.ts";
+import { within } from "./lib/delay.ts";
 import type { Embedder } from "./model/embedder.ts";
 import { createModelHandler } from "./model/model-handler.ts";
 import { type Call, toRecord } from "./rpc/call.ts";
@@ -24,6 +24,7 @@ import { createListener } from "./server/listener.ts";
 import type { Shared } from "./shared.ts";
 import { createStartTrace } from "./usage/call-trace.ts";
 import { createUsageHandler } from "./usage/usage-handler.ts";
+import type { Activity } from "./usage/vitals.ts";
 
 /** What answers calls, in one process. Disposing it drains it: see `createService`. */
 export interface Service extends AsyncDisposable {
@@ -32,6 +33,8 @@ export interface Service extends AsyncDisposable {
   listen(): Promise<AddressInfo>;
   /** Serves a connection that another process has accepted there. */
   take(socket: Socket): void;
+  /** What it has in hand now. */
+  activity(): Activity;
 }
 
 /** What the configuration does not give. */
@@ -87,6 +90,7 @@ export async function createService(config: Config, parts: ServiceParts): Promis
   const health = createHealth([engineHealth, ...shared.sources]);
   const shutdown = new AbortController();
   let draining = false;
+  let running = 0;
 
   const chat = createChat({
     engine,
@@ -125,7 +129,11 @@ export async function createService(config: Config, parts: ServiceParts): Promis
       bodyBytesMax: config.server.maxBodyBytes,
       deadline: config.timeouts,
       heartbeatMs,
+      onCallStart() {
+        running += 1;
+      },
       onCallEnd(call, durationMs) {
+        running -= 1;
         const { id, client, counted, cause } = call;
         if (client !== undefined && !counted && isCallersFault(call))
           shared.limits.count({ id, client });
@@ -141,9 +149,9 @@ export async function createService(config: Config, parts: ServiceParts): Promis
     draining = true;
     health.drain();
     const drained = listener.drain();
-    await firstOf(drained, config.server.drainMs);
+    await within(drained, config.server.drainMs);
     shutdown.abort(new AppError("unavailable", "the service is stopping: try again"));
-    await firstOf(drained, unwindMs);
+    await within(drained, unwindMs);
     await listener.close();
   });
 
@@ -152,17 +160,9 @@ export async function createService(config: Config, parts: ServiceParts): Promis
     engine: engine.kind,
     listen: () => listener.listen(config.server.host, config.server.port),
     take: listener.take,
+    activity: () => ({ calls: running, connections: listener.connections }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
-}
-
-async function firstOf(done: Promise<void>, limitMs: number): Promise<void> {
-  const limit = new AbortController();
-  await Promise.race([
-    done,
-    setTimeout(limitMs, undefined, { signal: limit.signal }).catch(() => undefined),
-  ]);
-  limit.abort();
 }
 
 async function createEngine(config: Config, parts: ServiceParts): Promise<Engine> {

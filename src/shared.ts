@@ -12,7 +12,11 @@ import { type ResolveName, watchEngineNames } from "./inference/vllm/engine-name
 import { type CallLimits, createCallLimits } from "./limits/call-limits.ts";
 import { createFailedAttempts } from "./limits/failed-attempts.ts";
 import { createMemoryQuota, type Quota } from "./limits/quota.ts";
+import { type CallMetrics, createCallMetrics } from "./prometheus/call-metrics.ts";
+import { engineReadings, queueReadings, storeReadings } from "./prometheus/readings.ts";
+import { readingsText } from "./prometheus/text-format.ts";
 import type { CallSink } from "./usage/call-record.ts";
+import type { Reading } from "./usage/reading.ts";
 import { createUsageReporter, type UsageReporter } from "./usage/usage-report.ts";
 import { createUsageTotals } from "./usage/usage-totals.ts";
 
@@ -28,10 +32,24 @@ export interface Shared {
   readonly sources: readonly HealthSource[];
 }
 
+/** The same, in the process that decides. */
+export interface OwnShared extends Shared, AsyncDisposable {
+  /** What Prometheus is told of calls, engines and stores, in its text format. */
+  metricsText(): string;
+}
+
 /** What a test may put in the place of the network. */
 export interface SharedParts {
   /** Finds the addresses of engines. */
   readonly resolveEngine?: ResolveName;
+}
+
+/** What the parts of it add to the whole. */
+interface Opened {
+  readonly resources: AsyncDisposableStack;
+  readonly sources: HealthSource[];
+  /** What there is to read at each scrape. */
+  readonly readings: (() => readonly Reading[])[];
 }
 
 /** Makes it, for the process that decides. Waits for Redis, when there is one, 1.3 s at most. */
@@ -39,22 +57,25 @@ export async function openShared(
   config: Config,
   logger: Logger,
   parts: SharedParts = {},
-): Promise<Shared & AsyncDisposable> {
+): Promise<OwnShared> {
   await using resources = new AsyncDisposableStack();
-  const sources: HealthSource[] = [];
-  const quota = await openQuota(config, logger, resources, sources);
+  const opened: Opened = { resources, sources: [], readings: [] };
+  const quota = await openQuota(config, logger, opened);
   const limits = createCallLimits({ failedAttempts: createFailedAttempts(), quota });
-  const capacity = openCapacity(config, logger, parts, resources);
+  const capacity = openCapacity(config, logger, parts, opened);
   const queue = createEngineQueue({ capacity, queueLength: config.engine.queueLength });
-  const traces = await openTraces(config, logger, resources);
+  opened.readings.push(() => queueReadings(queue));
+  const metrics = createCallMetrics();
   const totals = createUsageTotals();
+  const traces = await openTraces(config, logger, opened);
   const owned = resources.move();
   return {
     limits,
-    admission: createAdmission({ quota, queue }),
-    calls: toAll([totals, ...traces]),
+    admission: timed(createAdmission({ quota, queue }), metrics),
+    calls: toAll([totals, metrics, ...traces]),
     usage: createUsageReporter({ quota, totals }),
-    sources,
+    sources: opened.sources,
+    metricsText: () => metrics.text() + readingsText(opened.readings.flatMap((read) => read())),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
 }
@@ -63,7 +84,7 @@ function openCapacity(
   { engine: { vllmUrls, vllmApiKey, concurrency } }: Config,
   logger: Logger,
   { resolveEngine }: SharedParts,
-  resources: AsyncDisposableStack,
+  { resources, readings }: Opened,
 ): Capacity {
   if (vllmUrls.length === 0) return createFixedCapacity(concurrency);
   const events = createEvents(logger);
@@ -83,7 +104,19 @@ function openCapacity(
       ...(resolveEngine !== undefined && { resolve: resolveEngine }),
     }),
   );
+  readings.push(() => engineReadings(pool.states()));
   return pool;
+}
+
+/** Tells how long calls have waited for an engine: when they get it, and not when they end, which may be minutes later. */
+function timed(admission: Admission, metrics: CallMetrics): Admission {
+  return {
+    async enter(call, signal) {
+      const lease = await admission.enter(call, signal);
+      if (call.affinity !== undefined) metrics.waited(call.client.class, lease.queueMs);
+      return lease;
+    },
+  };
 }
 
 /** What each call's record goes to. */
@@ -98,7 +131,7 @@ function toAll(sinks: readonly CallSink[]): CallSink {
 async function openTraces(
   { traces, engine }: Config,
   log: Logger,
-  resources: AsyncDisposableStack,
+  { resources }: Opened,
 ): Promise<readonly CallSink[]> {
   if (traces === undefined) return [];
   const { createOtlpTraces } = await import("./otlp/otlp-traces.ts");
@@ -106,12 +139,8 @@ async function openTraces(
   return [resources.use(createOtlpTraces({ ...traces, engines, log }))];
 }
 
-async function openQuota(
-  { redisUrl }: Config,
-  logger: Logger,
-  resources: AsyncDisposableStack,
-  sources: HealthSource[],
-): Promise<Quota> {
+async function openQuota({ redisUrl }: Config, logger: Logger, opened: Opened): Promise<Quota> {
+  const { resources, sources, readings } = opened;
   const memory = resources.use(createMemoryQuota());
   if (redisUrl === undefined) return memory;
   // Loading ioredis takes a tenth of the start.
@@ -120,5 +149,9 @@ async function openQuota(
   const redis = resources.use(createRedisClient(redisUrl, logger));
   await redis.connect();
   sources.push({ name: "redis", optional: true, check: (signal) => redis.ping(signal) });
-  return resources.use(createRedisQuota({ client: redis.commands, fallback: memory, log: logger }));
+  const quota = resources.use(
+    createRedisQuota({ client: redis.commands, fallback: memory, log: logger }),
+  );
+  readings.push(() => storeReadings(quota.mode === "shared"));
+  return quota;
 }

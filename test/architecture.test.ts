@@ -37,11 +37,17 @@ const modules: readonly Module[] = readdirSync(src, { recursive: true, encoding:
   });
 
 const features = ["chat", "model", "health", "keys", "limits", "admission", "usage"];
-const adapters = ["src/inference/vllm/", "src/inference/embedded/", "src/redis/", "src/otlp/"];
+const adapters = [
+  "src/inference/vllm/",
+  "src/inference/embedded/",
+  "src/redis/",
+  "src/prometheus/",
+  "src/otlp/",
+];
 const transports = ["@connectrpc/", "gen/"];
 /** They run as processes; what else is in `processes/` belongs to them. */
 const programs = ["main.ts", "processes/worker.ts"];
-const composition = ["app.ts", "service.ts", "shared.ts", "main.ts", "processes/"];
+const composition = ["admin.ts", "app.ts", "service.ts", "shared.ts", "main.ts", "processes/"];
 const isHandler = ({ path }: Module) => path.endsWith("-handler.ts");
 const knowsTransport = (module: Module) =>
   ["server", "rpc"].includes(module.area) || isHandler(module);

@@ -44,13 +44,15 @@ describe("README.md", () => {
   it("has a start, a test and calls", () => {
     expect(commands).toContain("npm ci && npm start");
     expect(commands).toContain("npm ci && npm test");
-    expect(commands.filter((command) => /^(curl|npx buf curl) /.test(command))).toHaveLength(5);
+    expect(commands.filter((command) => /^(curl|npx buf curl) /.test(command))).toHaveLength(6);
   });
 
   it.each(commands.filter((command) => !runElsewhere.some((known) => known.test(command))))(
     "%s",
     async (command) => {
-      const shell = command.replaceAll("http://localhost:8080", app.url);
+      const shell = command
+        .replaceAll("http://localhost:8080", app.url)
+        .replaceAll("http://localhost:9464", app.adminUrl);
       const { PATH = "" } = process.env;
       const env = {
         PATH: `${join(root, "node_modules/.bin")}:${PATH}`,
@@ -59,7 +61,7 @@ describe("README.md", () => {
       };
       const { stdout } = await promisify(execFile)("bash", ["-c", shell], { env, cwd: root });
       expect(stdout).toMatch(
-        /"content":"Bonjour\."|"text": "|"models":\[|"countedSince":|SERVING_STATUS_SERVING/,
+        /"content":"Bonjour\."|"text": "|"models":\[|"countedSince":|SERVING_STATUS_SERVING|formdev_process_up/,
       );
     },
   );

@@ -22,6 +22,17 @@ export async function settlesWithin(promise: Promise<unknown>, ms: number): Prom
   return isSettled;
 }
 
+/** What `promise` resolves with, or undefined when it takes longer than `ms` milliseconds. Leaves no timer behind. */
+export async function within<T>(promise: Promise<T>, ms: number): Promise<T | undefined> {
+  const limit = new AbortController();
+  const late = setTimeout(ms, undefined, { signal: limit.signal }).catch(() => undefined);
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    limit.abort();
+  }
+}
+
 /** Resolves when `signal` aborts. */
 export async function aborted(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return;

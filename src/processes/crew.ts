@@ -2,8 +2,10 @@ import { AppError } from "../errors.ts";
 import type { Events } from "../events.ts";
 import type { Engine } from "../inference/engine.ts";
 import { monotonicClock } from "../lib/clock.ts";
-import { aborted, delay } from "../lib/delay.ts";
+import { aborted, delay, within } from "../lib/delay.ts";
+import type { ProcessStates } from "../prometheus/readings.ts";
 import type { Shared } from "../shared.ts";
+import type { Vitals } from "../usage/vitals.ts";
 import { openChannel } from "./channel.ts";
 import { createDesk } from "./desk.ts";
 import type { Door, Seat } from "./door.ts";
@@ -19,9 +21,15 @@ export interface Crew {
   begin(first: WorkerProcess): Promise<Engine["kind"]>;
   /** Starts the others. Resolves when `signal` has aborted and every worker has finished its calls and ended. */
   run(size: number): Promise<void>;
+  /** How the workers are doing, by place: `worker-0` and so on. Resolves within a second, whatever they do. */
+  states(): Promise<ProcessStates>;
 }
 
 interface Member {
+  /** Its number among the workers, which its successor takes over. */
+  readonly place: number;
+  /** Undefined when it does not answer in time. */
+  vitals(): Promise<Vitals | undefined>;
   readonly pid: number;
   readonly startedAt: number;
   readonly ready: Promise<Engine["kind"]>;
@@ -36,6 +44,8 @@ const firstPauseMs = 100;
 const longestPauseMs = 10_000;
 /** How much longer than its calls may take a worker gets to end, before it is killed for being stuck. */
 const graceMs = 5000;
+/** How long a worker may take to say how it is doing, in milliseconds. */
+const vitalsMs = 1000;
 
 export function createCrew(options: {
   /** The packed `Setup`. */
@@ -51,8 +61,10 @@ export function createCrew(options: {
 }): Crew {
   const { signal, events } = options;
   const members = new Set<Member>();
+  let places = 1;
+  let restarts = 0;
 
-  const hire = (worker: WorkerProcess): Member => {
+  const hire = (worker: WorkerProcess, place: number): Member => {
     const desk = createDesk(options.shared);
     const ready = Promise.withResolvers<Engine["kind"]>();
     let seat: Seat | undefined;
@@ -90,6 +102,8 @@ export function createCrew(options: {
     // Who waits for it hears of it; of the others the end is told.
     ready.promise.catch(() => undefined);
     const member: Member = {
+      place,
+      vitals: askOnce(() => channel.ask("vitals", null)),
       pid: worker.pid,
       startedAt: monotonicClock(),
       ready: ready.promise,
@@ -111,16 +125,21 @@ export function createCrew(options: {
       events.workerEnded(member.pid, reason, pauseMs);
       await delay(pauseMs, signal).catch(() => undefined);
       if (signal.aborted) return;
-      member = hire(options.start());
+      restarts += 1;
+      member = hire(options.start(), member.place);
     }
   };
 
   return {
     async begin(first) {
-      return await hire(first).ready;
+      return await hire(first, 0).ready;
     },
     async run(size) {
-      while (members.size < size) hire(options.start());
+      places = size;
+      const taken = new Set([...members].map(({ place }) => place));
+      for (let place = 0; place < places; place += 1) {
+        if (!taken.has(place)) hire(options.start(), place);
+      }
       const kept = Promise.all([...members].map(keep));
       await aborted(signal);
       options.door.close();
@@ -130,6 +149,28 @@ export function createCrew(options: {
       await kept;
       clearTimeout(overdue);
     },
+    async states() {
+      const vitals = new Map<string, Vitals | undefined>();
+      for (let place = 0; place < places; place += 1) vitals.set(`worker-${place}`, undefined);
+      const answers = [...members].map(async (member) => {
+        vitals.set(`worker-${member.place}`, await member.vitals());
+      });
+      await Promise.all(answers);
+      return { vitals, restarts };
+    },
+  };
+}
+
+/** Asks, and waits `vitalsMs` at most. Who hangs is asked again once it has answered, so that questions do not pile up. */
+function askOnce(ask: () => Promise<Vitals>): () => Promise<Vitals | undefined> {
+  let asked: Promise<Vitals | undefined> | undefined;
+  return () => {
+    asked ??= ask()
+      .catch(() => undefined)
+      .finally(() => {
+        asked = undefined;
+      });
+    return within(asked, vitalsMs);
   };
 }
 

@@ -1,3 +1,4 @@
+import { openAdmin } from "../admin.ts";
 import { localUrl, parseConfig } from "../config.ts";
 import { resolveConfig } from "../config-files.ts";
 import { createEvents, createLogger } from "../events.ts";
@@ -25,7 +26,7 @@ export async function runPrimary(options: {
   readonly print: (text: string) => void;
 }): Promise<void> {
   const { first, processes, signal } = options;
-  using _ = { [Symbol.dispose]: () => first.kill() };
+  using _first = { [Symbol.dispose]: () => first.kill() };
   const config = parseConfig(options.env);
   const resolved = resolveConfig(config);
   const logger = createLogger(config.logLevel);
@@ -35,12 +36,17 @@ export async function runPrimary(options: {
 
   const { host, port, drainMs } = config.server;
   const door = await openDoor(host, port);
+  using _door = { [Symbol.dispose]: () => door.close() };
   const stores = shared.sources.map(({ name, optional }) => ({ name, optional }));
   const setup = pack({ config, resolved, stores } satisfies Setup);
   const crew = createCrew({ setup, shared, door, events, start: startWorker, signal, drainMs });
-  const engine = await crew.begin(first);
+  const ready = crew.begin(first);
+  // The worker starts while this opens. What fails here ends it, and is what is told.
+  ready.catch(() => undefined);
+  await using admin = await openAdmin(config, { shared, events, workers: crew.states });
+  const engine = await ready;
   const url = localUrl(config, door.address.port);
-  events.listening(url, engine, processes);
+  events.listening(url, admin.url, engine, processes);
   if (resolved.generatedKey !== undefined) options.print(firstCall(url, resolved.generatedKey));
 
   const done = crew.run(processes);

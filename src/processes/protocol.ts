@@ -6,6 +6,7 @@ import type { Engine } from "../inference/engine.ts";
 import type { CallLimits } from "../limits/call-limits.ts";
 import type { CallSink } from "../usage/call-record.ts";
 import type { UsageReporter } from "../usage/usage-report.ts";
+import type { Vitals } from "../usage/vitals.ts";
 
 /** What the primary answers to a worker, and what a worker tells it. */
 export interface PrimarySide {
@@ -55,6 +56,8 @@ export interface WorkerSide {
   start(setup: string): void;
   /** To finish its calls and end. */
   drain(_: null): void;
+  /** How it is doing. */
+  vitals(_: null): Promise<Vitals>;
 }
 
 /** What a worker needs to know: what the primary has read and made, so that all workers have the same. */

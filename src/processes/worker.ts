@@ -2,6 +2,7 @@ import { Socket } from "node:net";
 import { createEvents, createLogger } from "../events.ts";
 import { aborted } from "../lib/delay.ts";
 import { createService } from "../service.ts";
+import { type Activity, watchVitals } from "../usage/vitals.ts";
 import { openChannel, type Pipe } from "./channel.ts";
 import { unpack } from "./pack.ts";
 import type { PrimarySide, Setup, WorkerSide } from "./protocol.ts";
@@ -13,6 +14,8 @@ import { startFailure } from "./start-failure.ts";
 // A terminal's Ctrl-C and some supervisors signal the whole group: the primary hears it too, and leads the drain.
 process.on("SIGINT", () => undefined).on("SIGTERM", () => undefined);
 
+const vitals = watchVitals();
+let activity = (): Activity => ({ calls: 0, connections: 0 });
 let take = (socket: Socket): void => void socket.destroy();
 const pipe: Pipe = {
   send: (message) =>
@@ -33,6 +36,7 @@ const stop = new AbortController();
 const channel = openChannel<WorkerSide, PrimarySide>(pipe, {
   start: (setup) => started.resolve(unpack(setup)),
   drain: () => stop.abort(),
+  vitals: async () => vitals.read(activity()),
 });
 let state: "starting" | "serving" | "ended" = "starting";
 channel.closed.addEventListener("abort", () => {
@@ -52,6 +56,7 @@ try {
   });
   state = "serving";
   take = service.take;
+  activity = service.activity;
   channel.tell("ready", service.engine);
   await aborted(stop.signal);
 } catch (error) {

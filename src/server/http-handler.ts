@@ -48,6 +48,8 @@ export interface HttpHandlerOptions extends DirectCallOptions, Routes {
   readonly addressOf: (socketAddress: string, forwardedFor: string | undefined) => string;
   /** Absent: calls are not traced. Asked only for calls of clients. */
   readonly startTrace?: StartTrace | undefined;
+  /** Called once for each request, also for those that are refused; then `onCallEnd` is called too. */
+  readonly onCallStart: () => void;
   /** Called once for each call that ends, and for each request that is refused. */
   readonly onCallEnd: (call: Call, durationMs: number) => void;
   /** Whether new calls are refused, and HTTP/1.1 connections closed after their answers. */
@@ -71,6 +73,7 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     if ("stream" in request) request.stream.on("error", ignore);
 
     const call = startCall(request, options);
+    options.onCallStart();
     const caller = new AbortController();
     const closed = whenClosed(response).then(() => {
       // Node calls every closed HTTP/2 response finished; ours is when we have ended it.

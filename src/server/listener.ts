@@ -53,6 +53,8 @@ export interface Listener {
   listen(host: string, port: number): Promise<AddressInfo>;
   /** Serves a connection that another process has accepted. Beyond the bound, and during a drain, it is closed. */
   take(socket: Socket): void;
+  /** Those that are open. */
+  readonly connections: number;
   /** Takes no new connections. Resolves when the running calls are over and their connections closed. */
   drain(): Promise<void>;
   /** Cuts whatever is still open. Resolves when every socket is closed. */
@@ -96,6 +98,9 @@ export function createListener(options: {
     take(socket) {
       if (draining || sockets.size >= limits.connections) socket.destroy();
       else server.emit("connection", socket);
+    },
+    get connections() {
+      return sockets.size;
     },
     async drain() {
       draining = true;

@@ -51,6 +51,7 @@ function productEnv(engine: string): Record<string, string> {
   return {
     VLLM_URL: engine,
     API_PORT: "0",
+    ADMIN_PORT: "0",
     API_KEYS: `bench:${key}`,
     RATE_LIMIT_RPM: "1000000",
     ENGINE_CONCURRENCY: "2000",

@@ -2,24 +2,34 @@ import { describe, expect, it } from "vitest";
 import { environment, parseConfig } from "../../src/config.ts";
 import { type ComposeService, compose, composeCpu, readInfra, resolve } from "./infra-files.ts";
 
-const { api, inference, download, redis } = compose.services as Record<string, ComposeService>;
+const { api, inference, download, redis, prometheus, grafana } = compose.services as Record<
+  string,
+  ComposeService
+>;
 const services = Object.entries(compose.services);
 
 describe("infra/docker-compose.yml", () => {
-  it("publishes one port: the gateway's", () => {
+  it("publishes one port: the gateway's, and Grafana's on this machine", () => {
     const published = services.flatMap(([name, { ports = [] }]) =>
       ports.map((port) => [name, port]),
     );
-    expect(published).toEqual([["api", expect.stringMatching(/^\$\{API_PORT:-8080\}:8080$/)]]);
+    expect(published).toEqual([
+      ["api", expect.stringMatching(/^\$\{API_PORT:-8080\}:8080$/)],
+      ["grafana", expect.stringMatching(/^127\.0\.0\.1:\$\{GRAFANA_PORT:-3000\}:3000$/)],
+    ]);
   });
 
-  it("keeps vLLM and Redis on networks of their own, without a way out", () => {
+  it("keeps vLLM, Redis and Prometheus on networks of their own, without a way out", () => {
     expect(inference?.networks).toEqual(["engine"]);
     expect(redis?.networks).toEqual(["store"]);
+    expect(prometheus?.networks).toEqual(["metrics"]);
+    expect(grafana?.networks).toEqual(["metrics", "screen"]);
     expect(compose.networks).toEqual({
       edge: null,
       engine: { internal: true },
       store: { internal: true },
+      metrics: { internal: true },
+      screen: null,
     });
   });
 
@@ -70,7 +80,7 @@ describe("infra/docker-compose.yml", () => {
 
   it("starts neither without keys nor with keys that everybody knows", () => {
     expect(api?.environment?.API_KEYS).toMatch(/^\$\{API_KEYS:\?/);
-    for (const name of ["VLLM_API_KEY", "HF_TOKEN", "REDIS_URL"]) {
+    for (const name of ["VLLM_API_KEY", "HF_TOKEN", "REDIS_URL", "ADMIN_KEY"]) {
       const given = services.flatMap(([, { environment: env = {} }]) =>
         name in env ? [env[name]] : [],
       );
@@ -84,6 +94,7 @@ describe("infra/docker-compose.yml", () => {
     expect(holders("API_KEYS")).toEqual(["api"]);
     expect(holders("VLLM_API_KEY")).toEqual(["api", "inference"]);
     expect(holders("HF_TOKEN")).toEqual(["download"]);
+    expect(holders("ADMIN_KEY")).toEqual(["api"]);
     // It would be another port to vLLM than to us.
     expect(holders("VLLM_PORT")).toEqual([]);
   });

@@ -7,7 +7,7 @@ const schema = Object.keys(environment.shape);
 const stated = new Map(envExample.map(({ name, value }) => [name, value]));
 
 /** These must stay without a value: whoever copies the file must not run with a secret that everybody knows. */
-const secrets = ["API_KEYS", "VLLM_API_KEY", "HF_TOKEN", "OTEL_EXPORTER_OTLP_HEADERS"];
+const secrets = ["API_KEYS", "VLLM_API_KEY", "HF_TOKEN", "ADMIN_KEY", "OTEL_EXPORTER_OTLP_HEADERS"];
 
 describe("infra/.env.example", () => {
   it("names every variable of the gateway and of the compose files, once, and no other", () => {

@@ -24,7 +24,7 @@ export function startProgram(env: Readonly<Record<string, string>>): Program {
   const { PATH = "" } = process.env;
   // A group of its own, so that all its processes can be signalled, and none of ours.
   const child = spawn(process.execPath, [main], {
-    env: { PATH, API_PORT: "0", NODE_COMPILE_CACHE: compiled, ...env },
+    env: { PATH, API_PORT: "0", ADMIN_PORT: "0", NODE_COMPILE_CACHE: compiled, ...env },
     detached: true,
   });
   let output = "";

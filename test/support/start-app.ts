@@ -36,6 +36,7 @@ export async function startApp(
   );
   const config = parseConfig({
     API_PORT: "0",
+    ADMIN_PORT: "0",
     API_KEYS: `erp:${erpKey},extranet:${extranetKey}`,
     RATE_LIMIT_RPM: "100000",
     DRAIN_TIMEOUT_SECONDS: "5",

@@ -3,8 +3,8 @@ import { accessSync, constants } from "node:fs";
 import { homedir } from "node:os";
 import { delimiter, join, resolve } from "node:path";
 
-/** Where CI installs Go programs, and where `go install` does. */
-const goFolders = [
+/** Where CI installs programs, and where `go install` does. */
+const ciFolders = [
   join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "formdev-ci/bin"),
   process.env.GOBIN ?? join(process.env.GOPATH ?? join(homedir(), "go"), "bin"),
 ];
@@ -17,8 +17,9 @@ const programs = {
   buf: { install: "npm ci", folders: [resolve(import.meta.dirname, "../../node_modules/.bin")] },
   grpcurl: {
     install: "go install github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3",
-    folders: goFolders,
+    folders: ciFolders,
   },
+  promtool: { install: "apt-get install prometheus", folders: ciFolders },
 } as const;
 
 export type Program = keyof typeof programs;
