@@ -12,7 +12,7 @@ if (vllmUrl === undefined) throw new Error("VLLM_URL names the vLLM to measure")
 const concurrency = process.env.ENGINE_CONCURRENCY ?? "4";
 const measuredMs = 60_000;
 const everyMs = 2000;
-const flood = { at: 40, maxTokens: 200, prompt: "Écris une longue histoire." };
+const flood = { at: 20, maxTokens: 200, prompt: "Écris une longue histoire." };
 const short = { maxTokens: 8, prompt: "Dis bonjour." };
 const keys = { A: "key-of-client-a-0123456789", B: "key-of-client-b-0123456789" };
 
@@ -99,7 +99,7 @@ async function measure(name: string, ask: Ask, isFlooded: boolean): Promise<void
   const asks: Promise<void>[] = [];
   const endsAt = performance.now() + measuredMs;
   while (performance.now() < endsAt) {
-    const asked = ask("B", short, AbortSignal.timeout(measuredMs)).then(
+    const asked = ask("B", short, AbortSignal.timeout(4 * measuredMs)).then(
       (answer) => {
         times.record(Math.max(1, Math.round(answer.firstMs)));
         count(answer);
