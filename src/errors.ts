@@ -35,8 +35,9 @@ export type RefusalReason =
   /** Too many calls wait for the engine, of all clients or of this one. */
   | "queue"
   | "client-queue"
-  /** The call would wait for the engine longer than its deadline allows. */
+  /** The call would wait for the engine longer than its deadline, or its client, allows; or has. */
   | "deadline"
+  | "wait"
   /** No engine can be reached. */
   | "engine";
 

@@ -80,6 +80,8 @@ export function createAdmission({
             tokens: call.tokens,
             deadlineMs,
             affinity,
+            ...(client.queueLength !== undefined && { clientQueueLength: client.queueLength }),
+            ...(client.waitMs !== undefined && { waitMs: client.waitMs }),
           },
           signal,
         );

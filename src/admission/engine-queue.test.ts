@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { createFixedCapacity } from "./capacity.ts";
 import { batchTurn, createEngineQueue, type QueuedCall } from "./engine-queue.ts";
 import type { Seat } from "./seats.ts";
@@ -294,6 +294,54 @@ describe("a call's deadline", () => {
     pass(1234);
     running[Symbol.dispose]();
     expect((await waiting).queueMs).toBe(1234);
+  });
+});
+
+describe("a client's own bounds of waiting", () => {
+  beforeEach(() => {
+    vi.useFakeTimers();
+  });
+  afterEach(() => {
+    vi.useRealTimers();
+  });
+
+  it("end a call's wait, and leave nothing behind", async () => {
+    const queue = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 10 });
+    const running = await queue.enter(call(), never);
+    const failed = expect(queue.enter(call({ waitMs: 2000 }), never)).rejects.toMatchObject({
+      kind: "exhausted",
+      reason: "wait",
+      retryAfterMs: 1000,
+    });
+    vi.advanceTimersByTime(1999);
+    expect(queue.waiting).toBe(1);
+    vi.advanceTimersByTime(1);
+    await failed;
+    expect(queue.waiting).toBe(0);
+
+    const next = queue.enter(call({ waitMs: 2000 }), never);
+    running[Symbol.dispose]();
+    expect((await next).queueMs).toBeGreaterThanOrEqual(0);
+    expect(vi.getTimerCount(), "who has a place waits no more").toBe(0);
+  });
+
+  it("refuse at once a call that would wait longer, and one too many", async () => {
+    let now = 0;
+    const clock = () => now;
+    const queue = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 10, clock });
+    const before = await queue.enter(call(), never);
+    now = 10_000;
+    before[Symbol.dispose]();
+    await queue.enter(call(), never);
+    await expect(queue.enter(call({ waitMs: 9000 }), never)).rejects.toMatchObject({
+      reason: "wait",
+      retryAfterMs: 10_000,
+    });
+    const bounded = call({ clientQueueLength: 1 });
+    queue.enter(bounded, never).catch(() => undefined);
+    await expect(queue.enter(bounded, never)).rejects.toMatchObject({ reason: "client-queue" });
+    queue.enter(call({ client: "other" }), never).catch(() => undefined);
+    expect(queue.waiting).toBe(2);
   });
 });
 

@@ -5,11 +5,15 @@ import type { Capacity, PlacedCall } from "./capacity.ts";
 import { createFairQueue, type FairCall, type FairQueue, type Waiter } from "./fair-queue.ts";
 import { createSeats, type Seat } from "./seats.ts";
 
-/** A call that wants a place at an engine. A client belongs to one class, and has one weight. */
+/** A call that wants a place at an engine. All calls of a client have the same weight. */
 export interface QueuedCall extends FairCall, PlacedCall {
   readonly class: CallClass;
   /** Milliseconds until its deadline. */
   readonly deadlineMs: number;
+  /** Calls of its client that may wait in its class; absent: as many as the queue leaves to one client. */
+  readonly clientQueueLength?: number;
+  /** Milliseconds that it may wait; absent: until its deadline. */
+  readonly waitMs?: number;
 }
 
 /** Decides in which order calls get the engines. */
@@ -23,8 +27,8 @@ export interface EngineQueue {
    * Waits for a place. The caller must dispose what it gets; until then the place is taken.
    *
    * Throws AppError `exhausted` at once when the queue or the client's part of it is full and when the call would wait longer
-   * than its deadline allows, `unavailable` when no engine can be reached, also when that happens while it waits, and
-   * `signal.reason` when the caller gives up; in all cases nothing stays taken.
+   * than it may, and later when it has waited as long as it may; `unavailable` when no engine can be reached, also when that
+   * happens while it waits; and `signal.reason` when the caller gives up. In all cases nothing stays taken.
    */
   enter(call: QueuedCall, signal: AbortSignal): Promise<Seat>;
 }
@@ -114,18 +118,31 @@ export function createEngineQueue(options: {
     if (places <= 0) {
       throw refuse(allMs, "queue", "too many calls wait for the engine: try again later");
     }
-    if (own.sizeOf(call.client) >= places) {
+    if (own.sizeOf(call.client) >= Math.min(places, call.clientQueueLength ?? places)) {
       const message = "too many calls of this client wait for the engine: try again later";
       throw refuse(allMs, "client-queue", message);
     }
     const others =
       call.class === "batch" ? interactive.size : Math.min(batch.size, own.size / batchTurn);
     const waitMs = expectedWaitMs(own.aheadOf(call) + others);
-    if (waitMs > call.deadlineMs) {
-      const seconds = Math.ceil(waitMs / 1000);
-      const message = `the call would wait for the engine about ${seconds} s, longer than its deadline allows`;
-      throw refuse(waitMs, "deadline", message);
-    }
+    const seconds = Math.ceil(waitMs / 1000);
+    const message = `the call would wait for the engine about ${seconds} s, longer than`;
+    if (waitMs > call.deadlineMs)
+      throw refuse(waitMs, "deadline", `${message} its deadline allows`);
+    if (call.waitMs !== undefined && waitMs > call.waitMs)
+      throw refuse(waitMs, "wait", `${message} this client may`);
+  };
+
+  /** Ends the wait of a call that may not wait until its deadline, when it has waited long enough. */
+  const limitWait = ({ call, fail }: QueuedWaiter): (() => void) => {
+    if (call.waitMs === undefined) return () => undefined;
+    const message =
+      "the call has waited for the engine as long as this client may: try again later";
+    const timer = setTimeout(
+      () => fail(refuse(expectedWaitMs(waiting()), "wait", message)),
+      call.waitMs,
+    );
+    return () => clearTimeout(timer);
   };
 
   return {
@@ -150,6 +167,7 @@ export function createEngineQueue(options: {
       return new Promise<Seat>((resolve, reject) => {
         const forget = () => {
           waiters.delete(waiter);
+          stopLimit();
           signal.removeEventListener("abort", leave);
         };
         const leave = () => waiter.fail(signal.reason);
@@ -171,6 +189,7 @@ export function createEngineQueue(options: {
         };
         waiters.add(waiter);
         queue.add(waiter);
+        const stopLimit = limitWait(waiter);
         signal.addEventListener("abort", leave, { once: true });
       });
     },

@@ -18,6 +18,9 @@ export interface ClientKey {
   readonly weight?: number;
   /** Absent: interactive. */
   readonly class?: CallClass;
+  /** Calls of this client that may wait for the engine, and seconds that one may; absent: what holds for all. */
+  readonly queueLength?: number;
+  readonly waitSeconds?: number;
 }
 
 /** Client names go into logs, metrics and limiter keys: short, and without separators. */

@@ -30,6 +30,8 @@ const keyFile = z.strictObject({
         max_tokens: z.int().min(1).max(131_072).optional(),
         weight: z.int().min(1).max(100).optional(),
         class: z.enum(["interactive", "batch"]).optional(),
+        queue_length: z.int().min(0).max(100_000).optional(),
+        wait_seconds: z.number().min(0.1).max(3600).optional(),
       }),
     )
     .min(1, "must have at least one client"),
@@ -37,8 +39,8 @@ const keyFile = z.strictObject({
 
 /**
  * Reads the JSON of API_KEYS_FILE: `{"clients": [{"id", "keys", "rpm"?, "tpm"?, "concurrency"?, "daily_tokens"?,
- * "monthly_tokens"?, "models"?, "max_tokens"?, "weight"?, "class"?}]}`, where `models` has limits by model. A key is the key
- * itself or `sha256:` and the hex digest of it, so that the file need not hold a secret.
+ * "monthly_tokens"?, "models"?, "max_tokens"?, "weight"?, "class"?, "queue_length"?, "wait_seconds"?}]}`, where `models` has
+ * limits by model. A key is the key itself or `sha256:` and the hex digest of it, so that the file need not hold a secret.
  */
 export function parseKeyFile(text: string): { keys: ClientKey[]; problems: string[] } {
   let json: unknown;
@@ -65,6 +67,8 @@ export function parseKeyFile(text: string): { keys: ClientKey[]; problems: strin
       ...(client.max_tokens !== undefined && { maxTokens: client.max_tokens }),
       ...(client.weight !== undefined && { weight: client.weight }),
       ...(client.class !== undefined && { class: client.class }),
+      ...(client.queue_length !== undefined && { queueLength: client.queue_length }),
+      ...(client.wait_seconds !== undefined && { waitSeconds: client.wait_seconds }),
     })),
   );
   return { keys, problems: [] };

@@ -79,6 +79,8 @@ describe("API_KEYS_FILE", () => {
           max_tokens: 9,
           weight: 3,
           class: "batch",
+          queue_length: 20,
+          wait_seconds: 2.5,
         },
         { id: "extranet", keys: ["third-key"] },
       ],
@@ -99,6 +101,8 @@ describe("API_KEYS_FILE", () => {
       maxTokens: 9,
       weight: 3,
       class: "batch",
+      queueLength: 20,
+      waitMs: 2500,
     };
     expect(registry.identify("key-of-the-erp")).toEqual(erp);
     expect(registry.identify("second-key")).toEqual(erp);
@@ -128,6 +132,8 @@ describe("API_KEYS_FILE", () => {
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "weight": 101}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "weight": 1.5}]}'],
     ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "class": "urgent"}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "queue_length": -1}]}'],
+    ['{"clients": [{"id": "erp", "keys": ["key-of-erp"], "wait_seconds": 0}]}'],
   ])("refuses %s", (text) => {
     expect(parseKeyFile(text).problems.length).toBeGreaterThan(0);
   });

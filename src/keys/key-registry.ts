@@ -9,6 +9,10 @@ export interface Client extends LimitedClient {
   /** The share of the engine beside other clients of the same class that wait, from 1 to 100. */
   readonly weight: number;
   readonly class: CallClass;
+  /** Calls that may wait for the engine. Absent: as many as the queue leaves to one client. */
+  readonly queueLength?: number;
+  /** Milliseconds that a call may wait for the engine. Absent: until its deadline. */
+  readonly waitMs?: number;
 }
 
 export interface KeyRegistry {
@@ -42,6 +46,8 @@ export function createKeyRegistry(
   const clients = new Map<string, Client>();
   for (const key of keys) {
     const known = clients.get(key.client) ?? ordinary(key.client);
+    const queueLength = key.queueLength ?? known.queueLength;
+    const waitMs = key.waitSeconds === undefined ? known.waitMs : key.waitSeconds * 1000;
     clients.set(key.client, {
       id: key.client,
       limits: { ...known.limits, ...key.limits },
@@ -49,6 +55,8 @@ export function createKeyRegistry(
       maxTokens: key.maxTokens ?? known.maxTokens,
       weight: key.weight ?? known.weight,
       class: key.class ?? known.class,
+      ...(queueLength !== undefined && { queueLength }),
+      ...(waitMs !== undefined && { waitMs }),
     });
   }
 

@@ -3,6 +3,7 @@ import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import { codeToHttpStatus } from "@connectrpc/connect/protocol-connect";
 import { AppError } from "../errors.ts";
 import type { Gate } from "../keys/gate.ts";
+import type { Client } from "../keys/key-registry.ts";
 import { monotonicClock } from "../lib/clock.ts";
 import type { Counting } from "../limits/call-limits.ts";
 import type { RateStanding } from "../limits/limits.ts";
@@ -143,9 +144,10 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
       const counts = runs && !draining ? options.countingOf(call.rpc) : "never";
       const access = await options.gate.admit({ id: call.id, key, address: call.address, counts });
       call.counted = counts !== "later" || access.refusal !== undefined;
-      call.client = access.client;
+      const wanted = request.headers[classHeader];
+      call.client = access.client && inClass(access.client, wanted);
       if (access.client !== undefined) call.trace = options.startTrace?.(request.headers);
-      call.refusal = access.refusal ?? (draining ? stopping() : undefined);
+      call.refusal = access.refusal ?? (draining ? stopping() : undefined) ?? checkClass(wanted);
       if (access.rate !== undefined) setRateHeaders(response, access.rate);
       if (access.refusal?.kind === "unauthenticated")
         response.setHeader("www-authenticate", "Bearer");
@@ -214,6 +216,19 @@ function accepts(handler: UniversalHandler, request: NodeRequest): boolean {
     handler.allowedMethods.includes(request.method ?? "") &&
     handler.supportedContentType(request.headers["content-type"] ?? "")
   );
+}
+
+/** In which class a caller wants its call to be. */
+const classHeader = "x-formdev-class";
+
+function checkClass(wanted: string | string[] | undefined): AppError | undefined {
+  if (wanted === undefined || wanted === "interactive" || wanted === "batch") return undefined;
+  return new AppError("invalid", `${classHeader} must be interactive or batch`);
+}
+
+/** A call may step back behind those that persons wait for; a client of class batch does not get before them by asking. */
+function inClass(client: Client, wanted: string | string[] | undefined): Client {
+  return wanted === "batch" && client.class !== "batch" ? { ...client, class: "batch" } : client;
 }
 
 /** The field names of the IETF draft on RateLimit headers, version 03, which HTTP clients know. */

@@ -2,12 +2,12 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { eventually } from "../support/eventually.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
 import { answer, silence } from "../support/fake-vllm-replies.ts";
-import { erpKey, startApp, type TestApp, transportFor } from "../support/start-app.ts";
+import { erpKey, extranetKey, startApp, type TestApp, transportFor } from "../support/start-app.ts";
 
 let vllm: FakeVllm;
 
@@ -183,4 +183,76 @@ it("a model has limits of its own", async () => {
   } finally {
     rmSync(folder, { recursive: true });
   }
+});
+
+describe("x-formdev-class", () => {
+  /** Calls that wait, in the order in which they then begin. */
+  async function orderOf(app: TestApp, calls: readonly (readonly [string, string?])[]) {
+    const first = vllm.requests.length;
+    vllm.reply(silence);
+    const left = new AbortController();
+    const running = failureOf(clientOf(app).chat(hello, { signal: left.signal }));
+    await vllm.request(first);
+    const answers: Promise<unknown>[] = [];
+    for (const [content, wanted] of calls) {
+      const headers = wanted === undefined ? {} : { "x-formdev-class": wanted };
+      answers.push(clientOf(app).chat({ messages: [{ role: "user", content }] }, { headers }));
+      await vi.waitFor(async () => expect(await waitingAt(app)).toBe(answers.length));
+    }
+    left.abort();
+    await Promise.all([running, ...answers]);
+    return vllm.requests
+      .slice(first + 1)
+      .map(({ body }) => (body as { messages: { content: string }[] }).messages[0]?.content);
+  }
+
+  async function waitingAt({ adminUrl }: TestApp): Promise<number> {
+    const text = await (await fetch(`${adminUrl}/metrics`)).text();
+    const lengths = [...text.matchAll(/^formdev_queue_length\{.*\} (\d+)$/gm)];
+    return lengths.reduce((sum, [, length]) => sum + Number(length), 0);
+  }
+
+  it("lets a call step back behind those that persons wait for", async () => {
+    await using app = await start({ ENGINE_CONCURRENCY: "1" });
+    expect(
+      await orderOf(app, [["for later", "batch"], ["now", "interactive"], ["now too"]]),
+    ).toEqual(["now", "now too", "for later"]);
+  });
+
+  it("brings no call of a batch client before others, and is refused when nobody knows what it means", async () => {
+    const folder = mkdtempSync(join(tmpdir(), "formdev-keys-"));
+    try {
+      const file = join(folder, "keys.json");
+      const clients = [
+        { id: "erp", keys: [erpKey], class: "batch" },
+        { id: "extranet", keys: [extranetKey] },
+      ];
+      writeFileSync(file, JSON.stringify({ clients }));
+      await using app = await start({
+        ENGINE_CONCURRENCY: "1",
+        API_KEYS: "",
+        API_KEYS_FILE: file,
+      });
+      const first = vllm.requests.length;
+      vllm.reply(silence);
+      const left = new AbortController();
+      const running = failureOf(clientOf(app).chat(hello, { signal: left.signal }));
+      await vllm.request(first);
+      const headers = { "x-formdev-class": "interactive" };
+      const batch = clientOf(app).chat(hello, { headers });
+      await vi.waitFor(async () => expect(await waitingAt(app)).toBe(1));
+      const person = createClient(ChatService, transportFor("gRPC", app.url, extranetKey)).chat({
+        messages: [{ role: "user", content: "a person" }],
+      });
+      await vi.waitFor(async () => expect(await waitingAt(app)).toBe(2));
+      left.abort();
+      await Promise.all([running, batch, person]);
+      expect(JSON.stringify(vllm.requests[first + 1]?.body)).toContain("a person");
+
+      const unknown = clientOf(app).chat(hello, { headers: { "x-formdev-class": "urgent" } });
+      expect((await failureOf(unknown)).code).toBe(Code.InvalidArgument);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
+  });
 });
