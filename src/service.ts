@@ -59,6 +59,8 @@ const callersFaults = new Set([
   "unimplemented",
   "canceled",
   "deadline_exceeded",
+  // Without a reason: the request's own size, as every limit has one.
+  "resource_exhausted",
 ]);
 const isCallersFault = ({ outcome, reason }: Call) =>
   callersFaults.has(outcome) && reason === undefined;

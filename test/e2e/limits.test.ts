@@ -1,4 +1,5 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { request } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -167,6 +168,20 @@ it("a request that its caller got wrong counts as one", async () => {
   await eventually("both calls are over", () => logged().length === 2);
   expect(await remaining(app)).toBe(0);
   expect((await failureOf(clientOf(app).chat(wrong))).code).toBe(Code.ResourceExhausted);
+});
+
+it("a request whose body turns out to be too large counts as one", async () => {
+  await using app = await start({ RATE_LIMIT_RPM: "5", MAX_BODY_BYTES: "2048" });
+  // Sent in chunks: its size is not announced.
+  const sent = request(`${app.url}/formdev.chat.v1.ChatService/Chat`, {
+    method: "POST",
+    headers: { "content-type": "application/json", "x-api-key": erpKey },
+  });
+  sent.on("error", () => undefined).write(Buffer.alloc(4096, " "));
+  const logged = () => app.logs.some(({ outcome }) => outcome === "resource_exhausted");
+  await eventually("the call is over", logged);
+  expect(await remaining(app)).toBe(3);
+  sent.destroy();
 });
 
 it("a model has limits of its own", async () => {
