@@ -238,16 +238,14 @@ describe("a call's deadline", () => {
   /** One place that calls keep for ten seconds. */
   async function createBusy() {
     let now = 0;
-    const queue = createEngineQueue({
-      capacity: createFixedCapacity(1),
-      queueLength: 10,
-      clock: () => now,
-    });
+    const capacity = createFixedCapacity(1);
+    const queue = createEngineQueue({ capacity, queueLength: 10, clock: () => now });
     const before = await queue.enter(call(), never);
     now = 10_000;
     before[Symbol.dispose]();
     const running = await queue.enter(call(), never);
     return {
+      capacity,
       queue,
       running,
       pass: (ms: number) => {
@@ -285,6 +283,17 @@ describe("a call's deadline", () => {
     await queue.enter(call(), never);
     void queue.enter(call({ deadlineMs: 1 }), never);
     expect(queue.waiting).toBe(1);
+  });
+
+  it("refuses nobody while an engine is tried out with one call, as nobody knows how many it will run", async () => {
+    const trial = { isTrial: true, answered: () => undefined, free: () => undefined };
+    const { capacity, queue, running } = await createBusy();
+    running[Symbol.dispose]();
+    let places = 1;
+    capacity.take = () => (places-- > 0 ? trial : undefined);
+    await queue.enter(call(), never);
+    for (const _ of [1, 2, 3]) void queue.enter(call({ deadlineMs: 9000 }), never);
+    expect(queue.waiting).toBe(3);
   });
 
   it("is known with the wait: a place says how long its call has waited", async () => {

@@ -102,7 +102,7 @@ export function createEngineQueue(options: {
 
   /** Milliseconds that one more call would wait: a place is free every `keptMs / running`. 0 while nobody knows. */
   const expectedWaitMs = (ahead: number) =>
-    ((ahead + 1) * seats.keptMs) / Math.max(seats.running, 1);
+    seats.isTrying ? 0 : ((ahead + 1) * seats.keptMs) / Math.max(seats.running, 1);
 
   const refuse = (waitMs: number, reason: RefusalReason, message: string): AppError => {
     const retryAfterMs = Math.min(Math.max(Math.ceil(waitMs), retryAfterMsMin), retryAfterMsMax);

@@ -34,6 +34,8 @@ export interface Seats {
   readonly moving: number;
   /** How long calls keep a place, in milliseconds: a mean that follows the newest. 0: none has ended yet. */
   readonly keptMs: number;
+  /** Whether what runs are calls that try engines out: how many those will run after that says nothing now. */
+  readonly isTrying: boolean;
   /** A seat for a call that has waited so long, if there is room. `onEnd` hears what it has cost, in tokens. */
   take(call: PlacedCall, queueMs: number, onEnd: (tokens: number) => void): Seat | undefined;
   /** Gives those that have lost their places new ones, or none where no other engine can be reached. */
@@ -54,20 +56,33 @@ const newest = 1 / 8;
 export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: () => void): Seats {
   const movers = new Set<Mover>();
   let running = 0;
+  /** Those of them that try out an engine, which has not answered yet. */
+  let trying = 0;
   let keptMs = 0;
 
   const takePlace = (call: PlacedCall): TakenPlace | undefined => {
     const place = capacity.take(call);
     if (place === undefined) return undefined;
     running += 1;
+    let isTrying = place.isTrial;
+    if (isTrying) trying += 1;
+    const endTrial = () => {
+      if (isTrying) trying -= 1;
+      isTrying = false;
+    };
     const sinceMs = clock();
     let isTaken = true;
     return {
       place,
+      answered() {
+        endTrial();
+        place.answered();
+      },
       free(hasFailed) {
         if (!isTaken) return;
         isTaken = false;
         running -= 1;
+        endTrial();
         const ownMs = clock() - sinceMs;
         keptMs = keptMs === 0 ? ownMs : keptMs + (ownMs - keptMs) * newest;
         place.free(hasFailed);
@@ -107,6 +122,9 @@ export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: (
     get keptMs() {
       return keptMs;
     },
+    get isTrying() {
+      return trying > 0 && trying === running;
+    },
 
     admitMoving() {
       for (const mover of movers) mover.giveUpIfLost();
@@ -135,7 +153,7 @@ export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: (
         settle(tokens) {
           cost = tokens;
         },
-        answered: () => taken.place.answered(),
+        answered: () => taken.answered(),
         fail() {
           hasFailed = true;
         },
@@ -171,5 +189,6 @@ export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: (
 /** A place, given back at most once. */
 interface TakenPlace {
   readonly place: Place;
+  answered(): void;
   free(hasFailed: boolean): void;
 }
