@@ -106,18 +106,15 @@ function openSender(
   // Over HTTP/2 the stream itself: it knows how much its reader has not taken yet.
   const body = "stream" in response ? response.stream : response;
   let hasBegun = false;
-  let isQuiet = false;
   const begin = () => {
     if (!hasBegun) writeHead(response, 200, wire.contentType);
     hasBegun = true;
   };
   const timer = setInterval(() => {
     // A reader who has not taken the last message knows that there is more.
-    if (isQuiet && body.writableLength === 0 && !body.destroyed) {
-      begin();
-      body.write(heartbeat);
-    }
-    isQuiet = true;
+    if (body.writableLength > 0 || body.destroyed) return;
+    begin();
+    body.write(heartbeat);
   }, heartbeatMs);
   return {
     get hasBegun() {
@@ -125,7 +122,8 @@ function openSender(
     },
     send(message) {
       begin();
-      isQuiet = false;
+      // The time without a message begins anew.
+      timer.refresh();
       if (body.writableLength >= unsentBytesMax) return written(response, message, stallMs);
       body.write(message);
       return undefined;

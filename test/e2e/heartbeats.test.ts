@@ -101,6 +101,25 @@ describe.each(protocols)("a stream over %s", (protocol) => {
   });
 });
 
+it("comes when a stream has said nothing for the time of one heartbeat, and not of two", async () => {
+  const heartbeatMs = 1000;
+  const env = { VLLM_URL: vllm.url.href };
+  await using slow = await startApp(env, { heartbeatMs });
+  const more = Promise.withResolvers<void>();
+  vllm.reply(answer({ text: ["un", "deux"] }, { after: 0, by: () => more.promise }));
+  const client = createClient(ChatService, transportFor("gRPC", slow.url));
+  let startedAt = 0;
+  let silentMs = 0;
+  for await (const piece of client.streamChat(hello)) {
+    if (caseOf(piece) === "start") startedAt = performance.now();
+    if (caseOf(piece) !== "heartbeat") continue;
+    silentMs ||= performance.now() - startedAt;
+    more.resolve();
+  }
+  expect(silentMs).toBeGreaterThan(0.9 * heartbeatMs);
+  expect(silentMs).toBeLessThan(1.8 * heartbeatMs);
+});
+
 it("gets them by Connect's own path too", async () => {
   const engine = await occupyEngine();
   // In capitals: what the direct path does not take.
