@@ -30,6 +30,8 @@ interface OpenCall {
   readonly beganAt: number;
   /** What it has cost, as far as that is known. */
   tokens: number;
+  /** Whether it was admitted, and its request counted with that. */
+  isAdmitted: boolean;
 }
 
 /** How long a store may take to say that it works, in milliseconds: as health itself allows. */
@@ -45,15 +47,19 @@ export function createDesk({ limits, admission, calls, usage, sources }: Shared)
 
   return {
     check: (call) => limits.check(call),
-    count: (call) => limits.count(call),
+    count(call) {
+      // A worker does not know of a call that it was admitted when its caller left meanwhile.
+      if (!open.get(call.id)?.isAdmitted) limits.count(call);
+    },
 
     async enter({ ticket, call }) {
       const left = new AbortController();
-      const record: OpenCall = { call, beganAt: Date.now(), tokens: 0 };
+      const record: OpenCall = { call, beganAt: Date.now(), tokens: 0, isAdmitted: false };
       open.set(call.id, record);
       tickets.set(ticket, () => left.abort());
       try {
         const lease = await admission.enter(call, left.signal);
+        record.isAdmitted = true;
         const giveBack = ({ tokens, engine }: Partial<Left>) => {
           leases.delete(ticket);
           if (tokens !== undefined) lease.settle(tokens);

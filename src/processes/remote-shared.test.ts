@@ -152,6 +152,26 @@ describe("admission of several workers", () => {
     expect(queue).toMatchObject({ running: 0, waiting: 0 });
   });
 
+  it("counts a call once whose caller left while it was given a place", async () => {
+    const { shared, used } = createPrimary(1);
+    const worker = hire(shared);
+    const first = await worker.admission.enter(call(), never);
+    const gone = new AbortController();
+    const asked = call();
+    const crossing = worker.admission.enter(asked, gone.signal);
+    await quiet();
+    worker.pipe.holdFromRight();
+    first[Symbol.dispose]();
+    await quiet();
+    gone.abort(new Error("left"));
+    await expect(crossing).rejects.toThrow("left");
+    await quiet();
+    // As the end of every call says that was not admitted for all that its worker knows.
+    worker.limits.count({ id: asked.id, client });
+    await quiet();
+    expect(await used("rpm")).toBe(2);
+  });
+
   it("records the calls of a worker that dies, each once, and not those that it has recorded", async () => {
     const { shared, records } = createPrimary(1);
     const worker = hire(shared);
