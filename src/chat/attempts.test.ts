@@ -32,7 +32,6 @@ async function run(
     get engine() {
       return engine;
     },
-    isTrial: false,
     queueMs: 0,
     settle: () => undefined,
     answered: () => said.push(`${engine} answered`),
@@ -54,7 +53,8 @@ async function run(
   } catch (thrown) {
     error = thrown;
   }
-  return { said, parts, error, usage: attempts.usage };
+  const { usage, isRefused } = attempts;
+  return { said, parts, error, usage, isRefused };
 }
 
 const failure = (kind: ErrorKind) => new AppError(kind, "it failed");
@@ -65,6 +65,17 @@ describe("a chat", () => {
     expect(parts).toEqual([text("x"), text("y")]);
     expect(said).toEqual(["a answered"]);
     expect(usage.completionTokens).toBe(2);
+  });
+
+  it.each([
+    ["unavailable", [], true],
+    ["invalid", [], true],
+    ["timeout", [], false],
+    ["unavailable", [text("x")], false],
+  ] as const)("that fails as %s after %j has cost nothing: %s", async (kind, before, isFree) => {
+    const { isRefused, error } = await run({ a: [...before, failure(kind)] });
+    expect(error).toMatchObject({ kind });
+    expect(isRefused).toBe(isFree);
   });
 
   it.each(["unavailable", "corrupt"] as const)(

@@ -1,6 +1,6 @@
 import type { Lease } from "../admission/admission.ts";
 import { AppError } from "../errors.ts";
-import type { ChatPart, ChatStream, Usage } from "../inference/engine.ts";
+import { type ChatPart, type ChatStream, hasCostNothing, type Usage } from "../inference/engine.ts";
 
 /**
  * One answer, from whichever engine gives it. An engine that fails before it has said anything has done nothing that anybody
@@ -14,6 +14,7 @@ export class Attempts implements ChatStream, AsyncIterableIterator<ChatPart> {
   #stream: ChatStream;
   #parts: AsyncIterator<ChatPart>;
   #hasBegun = false;
+  #isRefused = false;
 
   constructor(options: AttemptsOptions) {
     this.#options = options;
@@ -31,6 +32,11 @@ export class Attempts implements ChatStream, AsyncIterableIterator<ChatPart> {
 
   get firstPartAt(): number | undefined {
     return this.#stream.firstPartAt;
+  }
+
+  /** Whether it has failed before an engine has done anything for it. */
+  get isRefused(): boolean {
+    return this.#isRefused;
   }
 
   [Symbol.asyncIterator](): this {
@@ -57,7 +63,10 @@ export class Attempts implements ChatStream, AsyncIterableIterator<ChatPart> {
         return first;
       } catch (error) {
         if (signal.aborted) throw error;
-        if (!(await this.#moved(error))) throw signal.aborted ? signal.reason : error;
+        if (!(await this.#moved(error))) {
+          this.#isRefused = !signal.aborted && hasCostNothing(error);
+          throw signal.aborted ? signal.reason : error;
+        }
         this.#stream = run(lease.engine);
         this.#parts = this.#stream[Symbol.asyncIterator]();
       }

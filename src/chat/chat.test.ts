@@ -24,7 +24,6 @@ function createTold(usage: Usage) {
       told.call = call;
       return {
         engine: undefined,
-        isTrial: false,
         queueMs: 12,
         answered: () => undefined,
         fail: () => undefined,

@@ -103,9 +103,10 @@ export function createChat(options: {
         run: (id) => engine.chat(id === undefined ? run : { ...run, engine: id }, signal),
       });
       const release = () => {
+        const { usage, isRefused } = parts;
         // An engine that was left before its first report has read some of the prompt, and nobody knows how much.
-        const { usage } = parts;
-        lease.settle((usage.promptTokens || promptTokens) + usage.completionTokens);
+        const read = usage.promptTokens || (isRefused ? 0 : promptTokens);
+        lease.settle(read + usage.completionTokens);
         lease[Symbol.dispose]();
       };
       // A reader that stalls must not hold the sequence of a call that is over: the abort gives it back by itself.

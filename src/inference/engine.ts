@@ -1,3 +1,5 @@
+import { AppError } from "../errors.ts";
+
 /**
  * The port to whatever runs the model: vLLM over HTTP (inference/vllm) or llama.cpp in the process
  * (inference/embedded). Every value here is already validated and clamped; an engine translates, it does not decide.
@@ -24,6 +26,14 @@ export interface Engine extends AsyncDisposable {
 
   /** Resolves when the engine can serve, else throws AppError `unavailable`. */
   checkHealth(signal: AbortSignal): Promise<void>;
+}
+
+/**
+ * Whether an engine that throws this before it has said anything has done nothing that costs: it could not be reached, or did
+ * not take the request. One that was too slow may have worked all the time.
+ */
+export function hasCostNothing(error: unknown): boolean {
+  return error instanceof AppError && error.kind !== "timeout" && error.kind !== "canceled";
 }
 
 export interface ChatStream extends AsyncIterable<ChatPart> {

@@ -46,7 +46,7 @@ describe("what a refused caller is told", () => {
       {
         kind: "invalid",
         message:
-          "the request may cost 101 tokens, more than its limit of 100 tokens a day: shorten it, or lower max_tokens",
+          "the request may cost 101 tokens, more than the limit of 100 tokens a day: shorten it, or lower max_tokens",
       },
     ],
   ])("is what to do: %j", (refusal, told) => {

@@ -107,7 +107,7 @@ export function toLimitError({ name, model, limit, amount, retryAfterMs }: Refus
   if (amount > limit) {
     return new AppError(
       "invalid",
-      `the request may cost ${amount} tokens, more than its limit of ${what}: shorten it, or lower max_tokens`,
+      `the request may cost ${amount} tokens, more than the limit of ${what}: shorten it, or lower max_tokens`,
       { reason: name },
     );
   }

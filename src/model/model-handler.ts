@@ -4,7 +4,7 @@ import type { Admission } from "../admission/admission.ts";
 import { tokensOfBytes } from "../chat/chat.ts";
 import { parseMessages, parseTools } from "../chat/chat-handler.ts";
 import { AppError } from "../errors.ts";
-import { type Engine, noUsage } from "../inference/engine.ts";
+import { type Engine, hasCostNothing, noUsage } from "../inference/engine.ts";
 import { monotonicClock } from "../lib/clock.ts";
 import { callOf, clientOf } from "../rpc/call.ts";
 import type { Embedder } from "./embedder.ts";
@@ -56,6 +56,7 @@ export function createModelHandler(options: {
       const call = callOf(context);
       const { id, deadlineAt } = call;
       const deadlineMs = deadlineAt - monotonicClock();
+      const asked = await embedder.resolveModel(request.model, signal);
       const tokens = tokensOfBytes(
         request.inputs.reduce((sum, input) => sum + Buffer.byteLength(input), 0),
       );
@@ -63,7 +64,7 @@ export function createModelHandler(options: {
         {
           id,
           client: clientOf(call),
-          model: request.model,
+          model: asked,
           tokens,
           tokensMax: tokens,
           deadlineMs,
@@ -72,7 +73,13 @@ export function createModelHandler(options: {
       );
       call.counted = true;
       const askedAt = monotonicClock();
-      const { model, vectors, promptTokens } = await embedder.embed(request, signal);
+      const { inputs } = request;
+      const { model, vectors, promptTokens } = await embedder
+        .embed({ model: asked, inputs }, signal)
+        .catch((error: unknown) => {
+          if (!signal.aborted && hasCostNothing(error)) lease.settle(0);
+          throw error;
+        });
       lease.settle(promptTokens);
       const usage = { ...noUsage, promptTokens };
       call.answer = { model, queueMs: lease.queueMs, parts: { usage, askedAt } };

@@ -5,9 +5,10 @@ import { join } from "node:path";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
+import { ModelService } from "../../gen/formdev/model/v1/model_service_pb.ts";
 import { eventually } from "../support/eventually.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
-import { answer, silence } from "../support/fake-vllm-replies.ts";
+import { answer, refuse, silence } from "../support/fake-vllm-replies.ts";
 import { erpKey, extranetKey, startApp, type TestApp, transportFor } from "../support/start-app.ts";
 
 let vllm: FakeVllm;
@@ -195,6 +196,45 @@ it("a model has limits of its own", async () => {
     const error = await failureOf(clientOf(app).chat(hello));
     expect(error.code).toBe(Code.ResourceExhausted);
     expect(error.rawMessage).toContain("1 requests a minute of fake-model");
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+});
+
+it("a call that its engine does not take costs its request, and no token", async () => {
+  await using app = await start({
+    DAILY_TOKENS: String(promptExpected + 100),
+    RATE_LIMIT_RPM: "9",
+  });
+  const asked = { ...hello, maxTokens: 100 };
+  for (const status of [503, 503, 400]) {
+    vllm.reply(refuse(status));
+    await failureOf(clientOf(app).chat(asked));
+  }
+  await clientOf(app).chat(asked);
+  expect(await remaining(app)).toBe(4);
+});
+
+it("an embedding model's limits hold for those who do not name it, and a refused text costs nothing", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "formdev-keys-"));
+  await using embedder = await startFakeVllm({ model: "fake-embedder" });
+  try {
+    const file = join(folder, "keys.json");
+    const models = { "fake-embedder": { rpm: 2, daily_tokens: 3 } };
+    writeFileSync(file, JSON.stringify({ clients: [{ id: "erp", keys: [erpKey], models }] }));
+    const env = { API_KEYS: "", API_KEYS_FILE: file, EMBEDDINGS_URL: embedder.url.href };
+    await using app = await start(env);
+    const client = createClient(ModelService, transportFor("gRPC", app.url));
+    const inputs = ["un texte"];
+    embedder.route("POST /v1/embeddings", refuse(503));
+    expect((await failureOf(client.embed({ inputs }))).code).toBe(Code.Unavailable);
+    const data = [{ index: 0, embedding: [1] }];
+    embedder.route("POST /v1/embeddings", (reply) =>
+      reply.json(200, { model: "fake-embedder", data, usage: { prompt_tokens: 2 } }),
+    );
+    await client.embed({ inputs });
+    const error = await failureOf(client.embed({ inputs }));
+    expect(error.rawMessage).toContain("of fake-embedder");
   } finally {
     rmSync(folder, { recursive: true });
   }

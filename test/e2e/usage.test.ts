@@ -138,7 +138,7 @@ describe.each(protocols)("over %s", (protocol) => {
     await leaving;
     await untilCounted(app, 4);
     await expect(chat.chat(hello)).rejects.toMatchObject({ code: Code.DataLoss });
-    const { promptTokens } = await model.embed({ inputs: ["un", "deux"] });
+    const { promptTokens } = await model.embed({ model: "fake-embedder", inputs: ["un", "deux"] });
     await model.listModels({});
     const large = { ...hello, maxTokens: 4000 };
     await expect(chat.chat(large), "too many tokens").rejects.toMatchObject(refused);

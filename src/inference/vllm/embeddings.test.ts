@@ -23,7 +23,7 @@ describe("the vLLM embedder", () => {
     expect(vectors[0]).toBeInstanceOf(Float32Array);
   });
 
-  it("sends the model, the inputs and the encoding, and says which model it was when none was named", async () => {
+  it("sends the model, the inputs and the encoding", async () => {
     const bodies: unknown[] = [];
     await using vllm = await startFakeVllm();
     vllm.route("POST /v1/embeddings", (reply, { body }) => {
@@ -35,16 +35,19 @@ describe("the vLLM embedder", () => {
       reply.json(200, { model: "bge", data, usage: { prompt_tokens: 7 } });
     });
     await using embedder = embedderFor(vllm);
-    expect(await embedder.embed({ model: "", inputs: ["a", "b"] }, never())).toEqual({
+    expect(await embedder.embed({ model: "bge", inputs: ["a", "b"] }, never())).toEqual({
       model: "bge",
       vectors: [Float32Array.of(1, 2), Float32Array.of(3, 4)],
       promptTokens: 7,
     });
-    await embedder.embed({ model: "bge", inputs: ["a", "b"] }, never());
-    expect(bodies).toEqual([
-      { input: ["a", "b"], encoding_format: "float" },
-      { model: "bge", input: ["a", "b"], encoding_format: "float" },
-    ]);
+    expect(bodies).toEqual([{ model: "bge", input: ["a", "b"], encoding_format: "float" }]);
+  });
+
+  it("takes the model that is served for a request that names none", async () => {
+    await using vllm = await startFakeVllm({ model: "bge" });
+    await using embedder = embedderFor(vllm);
+    expect(await embedder.resolveModel("", never())).toBe("bge");
+    expect(await embedder.resolveModel("other", never())).toBe("other");
   });
 
   const data = (...items: unknown[]): Script => {

@@ -1,6 +1,9 @@
+import { AppError } from "../../errors.ts";
+import { monotonicClock } from "../../lib/clock.ts";
 import type { Embedder } from "../../model/embedder.ts";
 import { fetchJson } from "./fetch-reply.ts";
 import { isRecord, parseCount, unreadable } from "./json.ts";
+import { createModelList, parseModels } from "./model-list.ts";
 import { Upstream } from "./upstream.ts";
 
 export interface VllmEmbedderOptions {
@@ -20,7 +23,24 @@ export interface VllmEmbedderOptions {
 export function createVllmEmbedder(options: VllmEmbedderOptions): Embedder {
   const { url, apiKey, connections = 4, timeoutMs = 60_000 } = options;
   const upstream = new Upstream({ url, apiKey, connections, connectMs: 2_000 });
+  const disposing = new AbortController();
+  const models = createModelList({
+    load: async () => {
+      const limits = { timeoutMs, bytesMax: MODELS_BYTES_MAX, signal: disposing.signal };
+      return parseModels(await fetchJson(upstream, { method: "GET", path: "/v1/models" }, limits));
+    },
+    clock: monotonicClock,
+    // The last list holds.
+    onStale: () => undefined,
+  });
   return {
+    async resolveModel(model, signal) {
+      if (model !== "") return model;
+      const [first] = await models.get(signal);
+      if (first === undefined) throw unreadable("model", first);
+      return first.id;
+    },
+
     async embed({ model, inputs }, signal) {
       const reply = await fetchJson(
         upstream,
@@ -28,27 +48,22 @@ export function createVllmEmbedder(options: VllmEmbedderOptions): Embedder {
           method: "POST",
           path: "/v1/embeddings",
           // Said explicitly: what a server does without it has changed between versions.
-          body: Buffer.from(
-            JSON.stringify({ model: model || undefined, input: inputs, encoding_format: "float" }),
-          ),
+          body: Buffer.from(JSON.stringify({ model, input: inputs, encoding_format: "float" })),
         },
         { timeoutMs, bytesMax: REPLY_BYTES + inputs.length * BYTES_PER_INPUT, signal },
       );
       if (!isRecord(reply.usage)) throw unreadable("usage", reply.usage);
       return {
-        model: model || parseModel(reply.model),
+        model,
         vectors: parseVectors(reply.data, inputs.length),
         promptTokens: parseCount(reply.usage.prompt_tokens, 0),
       };
     },
-    [Symbol.asyncDispose]: () => upstream[Symbol.asyncDispose](),
+    [Symbol.asyncDispose]() {
+      disposing.abort(new AppError("unavailable", "the service is stopping: try again"));
+      return upstream[Symbol.asyncDispose]();
+    },
   };
-}
-
-/** The name of the model that was not named in the request. */
-function parseModel(model: unknown): string {
-  if (typeof model !== "string" || model.length > MODEL_CHARS_MAX) throw unreadable("model", model);
-  return model;
 }
 
 function parseVectors(data: unknown, count: number): readonly Float32Array[] {
@@ -77,4 +92,4 @@ function parseVector(value: unknown): Float32Array {
 const BYTES_PER_INPUT = 128 * 1024;
 const REPLY_BYTES = 64 * 1024;
 
-const MODEL_CHARS_MAX = 256;
+const MODELS_BYTES_MAX = 1024 * 1024;
