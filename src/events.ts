@@ -70,6 +70,14 @@ export function createEvents(log: Logger) {
       else log.info(fields, "call");
     },
 
+    /** In the place of the line that its process can write no more. */
+    callLost({ id, client, model }: CallRecord) {
+      log.warn(
+        { request_id: id, client, model, outcome: "unavailable" },
+        "a call was lost with its process",
+      );
+    },
+
     shortKey(client: string) {
       log.warn(
         { client },

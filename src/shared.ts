@@ -4,7 +4,7 @@ import { type Capacity, createFixedCapacity } from "./admission/capacity.ts";
 import { createEnginePool } from "./admission/engine-pool.ts";
 import { createEngineQueue } from "./admission/engine-queue.ts";
 import type { Config } from "./config.ts";
-import { createEvents } from "./events.ts";
+import { createEvents, type Events } from "./events.ts";
 import type { HealthSource } from "./health/health.ts";
 import { toEngineId } from "./inference/vllm/engine-id.ts";
 import { createEngineMonitor } from "./inference/vllm/engine-monitor.ts";
@@ -59,10 +59,11 @@ export async function openShared(
   parts: SharedParts = {},
 ): Promise<OwnShared> {
   await using resources = new AsyncDisposableStack();
+  const events = createEvents(logger);
   const opened: Opened = { resources, sources: [], readings: [] };
   const quota = await openQuota(config, logger, opened);
   const limits = createCallLimits({ failedAttempts: createFailedAttempts(), quota });
-  const capacity = openCapacity(config, logger, parts, opened);
+  const capacity = openCapacity(config, events, parts, opened);
   const queue = createEngineQueue({ capacity, queueLength: config.engine.queueLength });
   opened.readings.push(() => queueReadings(queue));
   const metrics = createCallMetrics();
@@ -72,7 +73,7 @@ export async function openShared(
   return {
     limits,
     admission: timed(createAdmission({ quota, queue }), metrics),
-    calls: toAll([totals, metrics, ...traces]),
+    calls: toAll([totals, metrics, lostCalls(events), ...traces]),
     usage: createUsageReporter({ quota, totals }),
     sources: opened.sources,
     metricsText: () => metrics.text() + readingsText(opened.readings.flatMap((read) => read())),
@@ -82,12 +83,11 @@ export async function openShared(
 
 function openCapacity(
   { engine: { vllmUrls, vllmApiKey, concurrency } }: Config,
-  logger: Logger,
+  events: Events,
   { resolveEngine }: SharedParts,
   { resources, readings }: Opened,
 ): Capacity {
   if (vllmUrls.length === 0) return createFixedCapacity(concurrency);
-  const events = createEvents(logger);
   const pool = resources.use(
     createEnginePool({
       engines: vllmUrls.map((url) => toEngineId(url)),
@@ -115,6 +115,15 @@ function timed(admission: Admission, metrics: CallMetrics): Admission {
       const lease = await admission.enter(call, signal);
       if (call.affinity !== undefined) metrics.waited(call.client.class, lease.queueMs);
       return lease;
+    },
+  };
+}
+
+/** Of the others each process writes its own line. */
+function lostCalls({ callLost }: Events): CallSink {
+  return {
+    record(call) {
+      if (call.isLost) callLost(call);
     },
   };
 }

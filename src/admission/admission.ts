@@ -24,7 +24,7 @@ export interface AdmissionCall {
 }
 
 /** What an admitted call has. Disposing it, once or more often, gives it back. */
-export interface Lease extends Disposable, Pick<Seat, "isTrial" | "answered" | "fail" | "move"> {
+export interface Lease extends Disposable, Pick<Seat, "answered" | "fail" | "move"> {
   /** Which engine it runs on now; absent where there can be only one. */
   readonly engine: string | undefined;
   /** Milliseconds that it has waited. */
@@ -89,9 +89,6 @@ export function createAdmission({
           get engine() {
             return seat.engine;
           },
-          get isTrial() {
-            return seat.isTrial;
-          },
           get queueMs() {
             return seat.queueMs;
           },
@@ -118,7 +115,6 @@ export function createAdmission({
 function unqueued(grant: Grant): Lease {
   return {
     engine: undefined,
-    isTrial: false,
     queueMs: 0,
     answered: () => undefined,
     fail: () => undefined,

@@ -318,6 +318,18 @@ describe("the last engine", () => {
     expect(take()).toBeDefined();
   });
 
+  it("is found out without a call when it is idle: it says nothing, and is not healthy", async () => {
+    const { pool, rig, pass } = createRig(["a"]);
+    await pass(60);
+    expect(pool.isDown, "it has no metrics, and is healthy").toBe(false);
+    rig.isHealthy.delete("a");
+    await pass(31);
+    expect(pool.isDown).toBe(true);
+    rig.isHealthy.add("a");
+    await pass(1);
+    expect(pool.isDown).toBe(false);
+  });
+
   it("has the others asked at once, whatever is left of their pauses", async () => {
     const { rig, pool, fail, pass } = createRig(["a", "b"]);
     fail(3, { avoid: "b" });

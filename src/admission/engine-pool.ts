@@ -264,7 +264,9 @@ class Pool implements EnginePool {
       engine.load.read(gauges, this.#now());
       this.#changed();
     } catch {
-      // The credit alone holds: that it has no gauges is no reason to keep calls from it.
+      // The credit alone holds: that it has no gauges is no reason to keep calls from it. But where no call can tell whether
+      // it is there at all, its health does.
+      if (engine.load.running === 0) void this.#check(engine);
     } finally {
       engine.isRead = false;
     }

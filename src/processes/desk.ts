@@ -60,11 +60,10 @@ export function createDesk({ limits, admission, calls, usage, sources }: Shared)
       try {
         const lease = await admission.enter(call, left.signal);
         record.isAdmitted = true;
-        const giveBack = ({ tokens, engine }: Partial<Left>) => {
+        const giveBack = ({ tokens, hasFailed }: Partial<Left>) => {
           leases.delete(ticket);
           if (tokens !== undefined) lease.settle(tokens);
-          if (engine === "answered") lease.answered();
-          else if (engine === "failed") lease.fail();
+          if (hasFailed) lease.fail();
           record.tokens = tokens ?? call.tokens;
           lease[Symbol.dispose]();
         };
@@ -116,8 +115,8 @@ export function createDesk({ limits, admission, calls, usage, sources }: Shared)
   };
 }
 
-function toAdmitted({ engine, isTrial, queueMs }: Lease): Admitted {
-  return { isTrial, queueMs, ...(engine !== undefined && { engine }) };
+function toAdmitted({ engine, queueMs }: Lease): Admitted {
+  return { queueMs, ...(engine !== undefined && { engine }) };
 }
 
 function toLostRecord({ call, beganAt, tokens }: OpenCall): CallRecord {

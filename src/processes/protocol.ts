@@ -20,7 +20,10 @@ export interface PrimarySide {
    */
   enter(asked: { readonly ticket: number; readonly call: AdmissionCall }): Promise<Admitted>;
   leave(left: Left): void;
-  /** The engine that is tried out has begun to answer the call of this ticket. Of others `leave` says so. */
+  /**
+   * The engine has begun to answer the call of this ticket. Said at once: of an engine that fails, answers count that come
+   * between its failures.
+   */
   answered(ticket: number): void;
   /** See `Lease.move`. Null when there is no other place. The ticket has to be left all the same. */
   move(ticket: number): Promise<Admitted | null>;
@@ -39,15 +42,15 @@ export interface PrimarySide {
 }
 
 /** A `Lease`, as far as a worker is told. */
-export type Admitted = { readonly engine?: string } & Pick<Lease, "queueMs" | "isTrial">;
+export type Admitted = { readonly engine?: string } & Pick<Lease, "queueMs">;
 
 /** What a worker says when a call is over. */
 export interface Left {
   readonly ticket: number;
   /** What the call has really cost, see `Lease.settle`; absent: nobody knows. */
   readonly tokens?: number;
-  /** What the engine has done with it; absent: nothing that says whether it works. */
-  readonly engine?: "answered" | "failed";
+  /** Whether its engine has failed it. */
+  readonly hasFailed?: boolean;
 }
 
 /** What a worker is told, beside the connections that it is handed. */

@@ -2,7 +2,7 @@ import type { Admission, Lease } from "../admission/admission.ts";
 import type { HealthSource } from "../health/health.ts";
 import type { Shared } from "../shared.ts";
 import type { Channel } from "./channel.ts";
-import type { Admitted, Left, PrimarySide } from "./protocol.ts";
+import type { Admitted, PrimarySide } from "./protocol.ts";
 
 /** What all processes share, as a worker has it: the primary decides. `stores` are the names of the primary's sources. */
 export function createRemoteShared(
@@ -57,7 +57,7 @@ function createRemoteAdmission(channel: Channel<PrimarySide>): Admission {
 function createRemoteLease(channel: Channel<PrimarySide>, ticket: number, first: Admitted): Lease {
   let admitted = first;
   let tokens: number | undefined;
-  let shown: Left["engine"];
+  let hasFailed = false;
   let isOver = false;
   /** Ends the wait for another place. */
   let giveUp: () => void = () => undefined;
@@ -66,9 +66,6 @@ function createRemoteLease(channel: Channel<PrimarySide>, ticket: number, first:
     get engine() {
       return admitted.engine;
     },
-    get isTrial() {
-      return admitted.isTrial;
-    },
     get queueMs() {
       return admitted.queueMs;
     },
@@ -76,18 +73,17 @@ function createRemoteLease(channel: Channel<PrimarySide>, ticket: number, first:
       tokens = cost;
     },
     answered() {
-      shown = "answered";
-      if (admitted.isTrial && !isOver) channel.tell("answered", ticket);
+      if (!isOver) channel.tell("answered", ticket);
     },
     fail() {
-      shown = "failed";
+      hasFailed = true;
     },
     async move() {
       if (isOver) return false;
       const left = Promise.withResolvers<null>();
       giveUp = () => left.resolve(null);
-      // What the engine has done is said herewith.
-      shown = undefined;
+      // That the engine has failed is said herewith.
+      hasFailed = false;
       const next = await Promise.race([
         channel.ask("move", ticket).catch(() => null),
         left.promise,
@@ -102,7 +98,7 @@ function createRemoteLease(channel: Channel<PrimarySide>, ticket: number, first:
       channel.tell("leave", {
         ticket,
         ...(tokens !== undefined && { tokens }),
-        ...(shown !== undefined && { engine: shown }),
+        ...(hasFailed && { hasFailed }),
       });
       giveUp();
     },

@@ -118,6 +118,7 @@ describe("the metrics of several processes", () => {
     expect(sum("formdev_refusals_total", { client: "extranet", reason: "rpm" })).toBe(5);
     expect(sum("formdev_refusals_total", { reason: "unauthenticated" })).toBe(3);
     expect(sum("formdev_lost_calls_total", { client: "erp" })).toBe(1);
+    expect(program.output()).toMatch(/"client":"erp".*"msg":"a call was lost with its process"/);
     expect(sum("formdev_worker_restarts_total")).toBe(1);
     expect(sum("formdev_queue_wait_seconds_count", { class: "interactive" })).toBe(21 + rpm + 2);
     expect(sum("gen_ai_server_request_duration_seconds_count", { error_type: "" })).toBe(21 + rpm);

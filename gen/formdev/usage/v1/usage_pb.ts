@@ -111,7 +111,7 @@ export const PeriodSchema: GenMessage<Period> = /*@__PURE__*/
 
 /**
  * Totals of one model. Tokens are the engine's own counts, up to its last report for a call that was cut; a call whose
- * process has died counts with the tokens that it was expected to cost. What is 0 is left out of JSON.
+ * process has died counts with the tokens that it was expected to cost, as prompt tokens. What is 0 is left out of JSON.
  *
  * @generated from message formdev.usage.v1.ModelUsage
  */
