@@ -240,9 +240,11 @@ describe("a call's deadline", () => {
     let now = 0;
     const capacity = createFixedCapacity(1);
     const queue = createEngineQueue({ capacity, queueLength: 10, clock: () => now });
-    const before = await queue.enter(call(), never);
-    now = 10_000;
-    before[Symbol.dispose]();
+    for (let ended = 0; ended < 8; ended += 1) {
+      const seat = await queue.enter(call(), never);
+      now += 10_000;
+      seat[Symbol.dispose]();
+    }
     const running = await queue.enter(call(), never);
     return {
       capacity,
@@ -279,10 +281,15 @@ describe("a call's deadline", () => {
   });
 
   it("refuses nobody as long as nobody knows how long calls take", async () => {
-    const queue = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 10 });
+    let now = 0;
+    const clock = () => now;
+    const queue = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 10, clock });
+    const long = await queue.enter(call(), never);
+    now = 300_000;
+    long[Symbol.dispose]();
     await queue.enter(call(), never);
     void queue.enter(call({ deadlineMs: 1 }), never);
-    expect(queue.waiting).toBe(1);
+    expect(queue.waiting, "one long answer says nothing").toBe(1);
   });
 
   it("refuses nobody while an engine is tried out with one call, as nobody knows how many it will run", async () => {
@@ -338,9 +345,11 @@ describe("a client's own bounds of waiting", () => {
     let now = 0;
     const clock = () => now;
     const queue = createEngineQueue({ capacity: createFixedCapacity(1), queueLength: 10, clock });
-    const before = await queue.enter(call(), never);
-    now = 10_000;
-    before[Symbol.dispose]();
+    for (let ended = 0; ended < 8; ended += 1) {
+      const seat = await queue.enter(call(), never);
+      now += 10_000;
+      seat[Symbol.dispose]();
+    }
     await queue.enter(call(), never);
     await expect(queue.enter(call({ waitMs: 9000 }), never)).rejects.toMatchObject({
       reason: "wait",

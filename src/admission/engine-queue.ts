@@ -122,6 +122,7 @@ export function createEngineQueue(options: {
       const message = "too many calls of this client wait for the engine: try again later";
       throw refuse(allMs, "client-queue", message);
     }
+    if (!seats.isKeptKnown) return;
     const others =
       call.class === "batch" ? interactive.size : Math.min(batch.size, own.size / batchTurn);
     const waitMs = expectedWaitMs(own.aheadOf(call) + others);

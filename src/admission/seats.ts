@@ -34,6 +34,8 @@ export interface Seats {
   readonly moving: number;
   /** How long calls keep a place, in milliseconds: a mean that follows the newest. 0: none has ended yet. */
   readonly keptMs: number;
+  /** Whether so many calls have ended that this says something about the next ones. */
+  readonly isKeptKnown: boolean;
   /** Whether what runs are calls that try engines out: how many those will run after that says nothing now. */
   readonly isTrying: boolean;
   /** A seat for a call that has waited so long, if there is room. `onEnd` hears what it has cost, in tokens. */
@@ -51,6 +53,8 @@ interface Mover {
 
 /** The weight of the newest call in the mean of how long calls keep a place: it follows a change within some ten calls. */
 const newest = 1 / 8;
+/** One answer of five minutes says nothing of the next one. */
+const knownAfter = 8;
 
 /** `onFree` is called when there may be room: a call has left an engine that failed it, for another. */
 export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: () => void): Seats {
@@ -59,6 +63,7 @@ export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: (
   /** Those of them that try out an engine, which has not answered yet. */
   let trying = 0;
   let keptMs = 0;
+  let ended = 0;
 
   const takePlace = (call: PlacedCall): TakenPlace | undefined => {
     const place = capacity.take(call);
@@ -84,6 +89,7 @@ export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: (
         running -= 1;
         endTrial();
         const ownMs = clock() - sinceMs;
+        ended += 1;
         keptMs = keptMs === 0 ? ownMs : keptMs + (ownMs - keptMs) * newest;
         place.free(hasFailed);
       },
@@ -121,6 +127,9 @@ export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: (
     },
     get keptMs() {
       return keptMs;
+    },
+    get isKeptKnown() {
+      return ended >= knownAfter;
     },
     get isTrying() {
       return trying > 0 && trying === running;
