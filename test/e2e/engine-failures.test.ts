@@ -1,5 +1,5 @@
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { eventually } from "../support/eventually.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
@@ -165,7 +165,8 @@ describe("when the engine cannot be had", () => {
     });
     expect((await fetch(`${app.url}/health/live`)).status).toBe(200);
     await vllm.accept();
-    await client().chat(hello);
+    // An engine that was found to be gone is asked every second whether it is back.
+    await vi.waitFor(() => client().chat(hello), { timeout: 5000 });
     await untilStatus(200);
   });
 

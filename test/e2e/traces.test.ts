@@ -107,7 +107,7 @@ describe("with a collector", () => {
   it("embeddings have a span too", async () => {
     await using app = await start({ EMBEDDINGS_URL: vllm.url.href });
     const client = createClient(ModelService, transportFor("gRPC", app.url));
-    await client.embed({ inputs: [question] });
+    await client.embed({ model: "fake-embedder", inputs: [question] });
     await app[Symbol.asyncDispose]();
     expect(collector.spans().map(({ kind }) => kind)).toEqual([2, 1, 3]);
     expect(named("embeddings fake-embedder")).toHaveLength(1);
