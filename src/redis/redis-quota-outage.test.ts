@@ -2,17 +2,15 @@ import { once } from "node:events";
 import { type AddressInfo, connect, createServer } from "node:net";
 import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { isGrant, newCall, newClient } from "../../test/support/quota-guarantees.ts";
+import { openRedisQuota } from "../../test/support/redis-quota.ts";
 import {
   findRedisServer,
   type RedisServer,
   redisServerMissing,
   startRedisServer,
 } from "../../test/support/redis-server.ts";
-import { Secret } from "../lib/secret.ts";
 import { dayMs, type LimitedClient, minuteMs } from "../limits/limits.ts";
-import { createMemoryQuota, type Grant, type QuotaCall } from "../limits/quota.ts";
-import { createRedisClient } from "./redis-client.ts";
-import { createRedisQuota } from "./redis-quota.ts";
+import type { Grant, QuotaCall } from "../limits/quota.ts";
 
 /** What a first call may take longer because of an outage: 150 ms of waiting, and a margin for a busy machine. */
 const firstCallMsMax = 250;
@@ -340,29 +338,18 @@ type Gateway = Awaited<ReturnType<typeof startGateway>>;
 
 /** One gateway's worth of quota, until the end of the test. */
 async function startGateway(url: string) {
-  const stack = new AsyncDisposableStack();
-  onTestFinished(() => stack.disposeAsync());
-  const log = { info: vi.fn(), warn: vi.fn() };
-  const client = stack.use(createRedisClient(new Secret(url), { info: vi.fn(), warn: vi.fn() }));
-  await client.connect();
-  const changes: string[] = [];
-  const quota = stack.use(
-    createRedisQuota({
-      client: client.commands,
-      fallback: createMemoryQuota(),
-      log,
-      onModeChange: (mode) => changes.push(mode),
-    }),
-  );
+  const gateway = await openRedisQuota(url);
+  const { quota, redis, log, changes } = gateway;
+  onTestFinished(() => gateway[Symbol.asyncDispose]());
   return {
     quota,
-    redis: client.commands,
+    redis,
     changes,
     modeLines: (): unknown[] =>
       [...log.warn.mock.calls, ...log.info.mock.calls].map((line) => line.at(-1)),
     command: async (line = "") => {
       const [name = "", ...args] = line.split(" ");
-      await client.commands.call(name, args);
+      await redis.call(name, args);
     },
     untilMode: (mode: string) => vi.waitFor(() => expect(quota.mode).toBe(mode), 8000),
     /** Makes `count` calls at once. */

@@ -7,18 +7,16 @@ import {
   newClient,
   quotaGuarantees,
 } from "../../test/support/quota-guarantees.ts";
+import { openRedisQuota } from "../../test/support/redis-quota.ts";
 import {
   findRedisServer,
   type RedisServer,
   redisServerMissing,
   startRedisServer,
 } from "../../test/support/redis-server.ts";
-import { Secret } from "../lib/secret.ts";
 import { dayMs, minuteMs } from "../limits/limits.ts";
-import { createMemoryQuota, type Grant, type Refused } from "../limits/quota.ts";
+import type { Grant, Refused } from "../limits/quota.ts";
 import { releaseLua, takeLua } from "./quota-scripts.ts";
-import { createRedisClient } from "./redis-client.ts";
-import { createRedisQuota } from "./redis-quota.ts";
 
 const executable = findRedisServer() ?? "";
 
@@ -276,26 +274,9 @@ function refusalIn(answer: Grant | Refused): Refused["refusal"] {
 
 /** One gateway's worth of quota, by Redis's clock or by one that the test moves, in whole seconds. */
 async function startGateway(url: string, clock?: { readonly aheadMs: number }) {
-  const stack = new AsyncDisposableStack();
-  const log = { info: vi.fn(), warn: vi.fn() };
-  const client = stack.use(createRedisClient(new Secret(url), log));
-  await client.connect();
+  const gateway = await openRedisQuota(url);
   // These tests are about counting: a busy machine must not turn them into an outage.
-  client.commands.options.commandTimeout = 5000;
-  if (clock !== undefined) shiftClock(client.commands, clock);
-  const changes: string[] = [];
-  const quota = stack.use(
-    createRedisQuota({
-      client: client.commands,
-      fallback: createMemoryQuota(),
-      log,
-      onModeChange: (mode) => changes.push(mode),
-    }),
-  );
-  return {
-    quota,
-    redis: client.commands,
-    changes,
-    [Symbol.asyncDispose]: () => stack.disposeAsync(),
-  };
+  gateway.redis.options.commandTimeout = 5000;
+  if (clock !== undefined) shiftClock(gateway.redis, clock);
+  return gateway;
 }
