@@ -1,3 +1,5 @@
+import { createRecentMap } from "../lib/recent-map.ts";
+
 /** An engine that has room for the call. */
 export interface Candidate {
   readonly id: string;
@@ -23,7 +25,7 @@ export interface EngineChoice {
  * Equals have their turns.
  */
 export function createEngineChoice(): EngineChoice {
-  const lastOf = createMemory();
+  const lastOf = createRecentMap<string>(affinitiesMax);
   let turn = "";
 
   return {
@@ -46,21 +48,3 @@ export function createEngineChoice(): EngineChoice {
 
 /** Affinities to remember, at most: 3 MB of them, more conversations than the prefix caches of a dozen engines hold. */
 const affinitiesMax = 20_000;
-
-/**
- * Two generations: when the younger one is full, the older one goes as a whole. So nothing is ever searched or moved, and what
- * was used is remembered until half of `affinitiesMax` others were.
- */
-function createMemory() {
-  let younger = new Map<string, string>();
-  let older = new Map<string, string>();
-  return {
-    get: (key: string) => younger.get(key) ?? older.get(key),
-    set(key: string, value: string) {
-      younger.set(key, value);
-      if (younger.size < affinitiesMax / 2) return;
-      older = younger;
-      younger = new Map();
-    },
-  };
-}

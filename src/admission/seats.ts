@@ -5,8 +5,6 @@ import type { Capacity, Place, PlacedCall } from "./capacity.ts";
 export interface Seat extends Disposable {
   /** Which engine; absent where there can be only one. */
   readonly engine: string | undefined;
-  /** Whether the engine is being tried out: it waits for `answered` before it gets more calls. */
-  readonly isTrial: boolean;
   /** Milliseconds that the call has waited. */
   readonly queueMs: number;
   /**
@@ -152,9 +150,6 @@ export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: (
       return {
         get engine() {
           return taken.place.engine;
-        },
-        get isTrial() {
-          return taken.place.isTrial;
         },
         get queueMs() {
           return waitedMs;

@@ -11,15 +11,11 @@ export async function delay(ms: number, signal: AbortSignal): Promise<void> {
 
 /** Whether `promise` is settled after `ms` milliseconds at the latest; resolves as soon as it is. Leaves no timer behind. */
 export async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
-  const over = new AbortController();
   const settled = promise.then(
     () => true,
     () => true,
   );
-  const late = setTimeout(ms, false, { signal: over.signal }).catch(() => false);
-  const isSettled = await Promise.race([settled, late]);
-  over.abort();
-  return isSettled;
+  return (await within(settled, ms)) === true;
 }
 
 /** What `promise` resolves with, or undefined when it takes longer than `ms` milliseconds. Leaves no timer behind. */

@@ -1,4 +1,5 @@
 import { type MonotonicClock, monotonicClock } from "../lib/clock.ts";
+import { createRecentMap } from "../lib/recent-map.ts";
 import { sourceOf } from "./source-address.ts";
 
 /**
@@ -53,42 +54,29 @@ interface Source {
 
 export function createFailedAttempts(options: FailedAttemptsOptions = {}): FailedAttempts {
   const { maxPerMinute = 20, maxAddresses = 10_000, clock = monotonicClock } = options;
-  // Two generations instead of one list in order of age: nothing is ever searched or moved, and when the younger one is
-  // full, the older one goes as a whole.
-  const generationSize = Math.ceil(maxAddresses / 2);
-  let younger = new Map<string, Source>();
-  let older = new Map<string, Source>();
-
-  const find = (key: string) => younger.get(key) ?? older.get(key);
-  const keep = (key: string, source: Source) => {
-    older.delete(key);
-    younger.set(key, source);
-    if (younger.size < generationSize) return;
-    older = younger;
-    younger = new Map();
-  };
+  const sources = createRecentMap<Source>(maxAddresses);
 
   return {
     blockedMs(address) {
-      const source = find(sourceOf(address));
+      const source = sources.get(sourceOf(address));
       return source?.blocked ? Math.max(0, Math.ceil(source.endsAt - clock())) : 0;
     },
 
     record(address) {
       const key = sourceOf(address);
       const now = clock();
-      const source = find(key) ?? newSource();
+      const source = sources.get(key) ?? newSource();
       if (now >= source.endsAt) startMinute(source, now);
       else if (source.blocked) return;
 
       source.failures += 1;
       if (source.failures >= maxPerMinute) startBlock(source, now);
 
-      keep(key, source);
+      sources.set(key, source);
     },
 
     get sourceCount() {
-      return younger.size + older.size;
+      return sources.size;
     },
   };
 }

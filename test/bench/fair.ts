@@ -34,7 +34,6 @@ function createFifo(): Pick<EngineQueue, "enter"> {
     running += 1;
     return {
       engine: undefined,
-      isTrial: false,
       queueMs: 0,
       answered: () => undefined,
       fail: () => undefined,
