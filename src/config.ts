@@ -196,7 +196,11 @@ export const environment = z.object({
     .describe(
       "vLLM's address; several with commas, or a name with several. Without it the embedded engine answers.",
     ),
-  VLLM_API_KEY: z.string().optional().describe("vLLM's own key (`vllm serve --api-key`)."),
+  VLLM_API_KEY: z
+    .string()
+    .regex(/^[\x21-\x7e]+$/, "must be printable ASCII without spaces")
+    .optional()
+    .describe("vLLM's own key (`vllm serve --api-key`)."),
   EMBEDDINGS_URL: httpUrl
     .optional()
     .describe("A vLLM that serves an embedding model, for ModelService/Embed."),

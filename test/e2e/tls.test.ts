@@ -1,9 +1,10 @@
 import { once } from "node:events";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { type AddressInfo, connect as connectTcp } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type ConnectionOptions, connect, type TLSSocket } from "node:tls";
-import { createClient, type Transport } from "@connectrpc/connect";
+import { type ConnectionOptions, connect, createServer, type TLSSocket } from "node:tls";
+import { Code, createClient, type Transport } from "@connectrpc/connect";
 import {
   createConnectTransport,
   createGrpcTransport,
@@ -179,6 +180,35 @@ describe.skipIf(openssl === undefined)("the port under TLS", () => {
     await once(slow, "close");
     expect(performance.now() - start).toBeGreaterThan(8000);
   }, 30_000);
+
+  it("reaches an engine under TLS whose certificate it trusts, and no other", async () => {
+    const cert = await readFile(certificate.TLS_CERT_FILE);
+    const key = await readFile(certificate.TLS_KEY_FILE);
+    await using engine = createServer({ cert, key }, (socket) => {
+      const behind = connectTcp(Number(vllm.url.port), vllm.url.hostname);
+      socket.on("error", () => behind.destroy()).pipe(behind);
+      behind.on("error", () => socket.destroy()).pipe(socket);
+    });
+    await once(engine.listen(0, "127.0.0.1"), "listening");
+    const { port } = engine.address() as AddressInfo;
+    const env = {
+      VLLM_URL: `https://localhost:${port}`,
+      API_KEYS: `erp:${erpKey}`,
+      PROCESSES: "1",
+    };
+    const trusted = { NODE_EXTRA_CA_CERTS: certificate.TLS_CERT_FILE };
+
+    await using trusting = startProgram({ ...env, ...trusted });
+    const [, baseUrl = ""] = await trusting.printed(/"url":"(http:[^"]+)"/);
+    await expectAnswer(createGrpcTransport({ baseUrl }));
+
+    await using wary = startProgram(env);
+    const [, waryUrl = ""] = await wary.printed(/"url":"(http:[^"]+)"/);
+    const answer = expectAnswer(createGrpcTransport({ baseUrl: waryUrl }));
+    await expect(answer).rejects.toMatchObject({ code: Code.Unavailable });
+    for (const each of [trusting, wary]) each.signalAll("SIGKILL");
+    await Promise.all([trusting.ended, wary.ended]);
+  }, 20_000);
 
   it("does not start with a certificate that cannot be used", async () => {
     const missing = { ...certificate, TLS_CERT_FILE: join(folder, "missing.pem") };

@@ -105,15 +105,15 @@ export class VllmChatStream
     if (error !== undefined) this.#fail(error);
   }
 
-  onData(chunk: Buffer): void {
+  onData(bytes: Buffer, start: number, end: number): void {
     const reader = this.#reader;
     if (this.#refusal !== undefined) {
-      if (!this.#refusal.add(chunk)) this.#fail(this.#refusal.toError());
+      if (!this.#refusal.add(bytes.subarray(start, end))) this.#fail(this.#refusal.toError());
       return;
     }
     const { eventCount } = reader;
     try {
-      reader.read(chunk);
+      reader.read(bytes.subarray(start, end));
     } catch (error) {
       this.#fail(error);
       return;
@@ -126,8 +126,7 @@ export class VllmChatStream
   }
 
   /**
-   * Only now that all of what was read is parsed: undici puts back what is left of a read when it is stopped within it, and
-   * reads on by one more each time, without a bound for a consumer that is always a little slower.
+   * Once for all that the read has brought: each piece of it is still told, and has to be kept.
    */
   readonly #pause = (): void => {
     if (!this.#paused || this.#state === "over") return;

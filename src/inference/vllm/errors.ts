@@ -45,7 +45,7 @@ export function clipUpstreamText(text: string): string {
 /** Whether a connection that was kept open died under a request before the engine said anything about it. */
 export function isConnectionLoss(error: Error): boolean {
   const code = "code" in error ? error.code : undefined;
-  return code === "ECONNRESET" || code === "EPIPE" || code === "UND_ERR_SOCKET";
+  return code === "ECONNRESET" || code === "EPIPE";
 }
 
 interface Refusal {

@@ -1,9 +1,8 @@
 import { randomUUID } from "node:crypto";
 import type { IncomingHttpHeaders } from "node:http";
-import type { Dispatcher } from "undici";
 import type { AppError } from "../../errors.ts";
+import type { Connection, ConnectionUser } from "./connection.ts";
 import { isConnectionLoss, transportError } from "./errors.ts";
-import type { Line } from "./line.ts";
 
 export interface UpstreamRequest {
   readonly method: "GET" | "POST";
@@ -17,12 +16,12 @@ export interface UpstreamRequest {
 
 /**
  * Who gets the reply, in this order: `onHead` once, `onData` any number of times, then `onEnd`; `onError` instead of
- * whatever has not come yet. All are called straight from the parser and must not throw. The chunk is the receiver's
- * to keep.
+ * whatever has not come yet. All are called straight from the parser and must not throw.
  */
 export interface Receiver {
   onHead(status: number, headers: IncomingHttpHeaders): void;
-  onData(chunk: Buffer): void;
+  /** A piece of the body: `bytes` from `start` to before `end`, valid during the call only. */
+  onData(bytes: Buffer, start: number, end: number): void;
   onEnd(): void;
   onError(error: AppError): void;
 }
@@ -30,29 +29,27 @@ export interface Receiver {
 /** What an exchange needs from the upstream that owns it. */
 export interface ExchangeOwner {
   readonly basePath: string;
-  readonly authorization: string | undefined;
-  /** The exchange is over for its caller: it must not be given a line any more. */
+  /** Lines of the head that are the same for every request. */
+  readonly commonHeaders: string;
+  /** The exchange is over for its caller: it must not be given a connection any more. */
   forget(exchange: Exchange): void;
-  /** The line is free again. Called once for each line that was given to `run`. */
-  release(line: Line): void;
+  /** Gives the exchange a new connection, in the place of the one that was lost. */
+  reconnect(exchange: Exchange): void;
 }
 
 /**
- * One HTTP request on its way: waiting for a line, connecting, sent, answered. `abort` stops it in any of them.
+ * One HTTP request on its way: waiting for a connection, connecting, sent, answered. `abort` stops it in any of them.
  *
  * A connection that was kept open may have been closed by the server at the very moment it is used again. When such a
  * connection dies before the first byte of a reply, the request is sent once more: on a new connection, to which this
  * does not apply. Nothing else is ever repeated, because a request that vLLM has seen may be running.
  */
-export class Exchange implements Dispatcher.DispatchHandler {
+export class Exchange implements ConnectionUser {
   readonly #owner: ExchangeOwner;
   readonly #request: UpstreamRequest;
   /** Undefined as soon as nothing more may be told. */
   #receiver: Receiver | undefined;
-  #line: Line | undefined;
-  #controller: Dispatcher.DispatchController | undefined;
-  #onUsedConnection = false;
-  #responding = false;
+  #connection: Connection | undefined;
 
   constructor(owner: ExchangeOwner, request: UpstreamRequest, receiver: Receiver) {
     this.#owner = owner;
@@ -60,40 +57,31 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#receiver = receiver;
   }
 
-  /** Sends the request over this line, which nobody else uses until `release`. */
-  run(line: Line): void {
+  /** Sends the request over this connection, which nobody else uses until the reply's end. */
+  run(connection: Connection): void {
     const { method, path, accept, body, traceparent } = this.#request;
-    this.#line = line;
-    line.client.dispatch(
-      {
-        method,
-        path: this.#owner.basePath + path,
-        headers: {
-          accept,
-          // A compressed reply would have to be inflated before it can be bounded.
-          "accept-encoding": "identity",
-          // vLLM takes this as the id of the request, and two live requests with one id overwrite each other: it is
-          // random for every attempt, and never the caller's.
-          "x-request-id": randomUUID(),
-          ...(body !== undefined && { "content-type": "application/json" }),
-          ...(traceparent !== undefined && { traceparent }),
-          ...(this.#owner.authorization !== undefined && {
-            authorization: this.#owner.authorization,
-          }),
-        },
-        body: body ?? null,
-      },
-      this,
-    );
+    this.#connection = connection;
+    const head = [
+      `${method} ${this.#owner.basePath}${path} HTTP/1.1`,
+      `accept: ${accept}`,
+      // vLLM takes this as the id of the request, and two live requests with one id overwrite each other: it is random for
+      // every attempt, and never the caller's.
+      `x-request-id: ${randomUUID()}`,
+      ...(body === undefined
+        ? []
+        : ["content-type: application/json", `content-length: ${body.length}`]),
+      ...(traceparent === undefined ? [] : [`traceparent: ${traceparent}`]),
+      this.#owner.commonHeaders,
+      "",
+    ];
+    connection.send(head.join("\r\n"), body, this);
   }
 
-  /** Ends the exchange now: its socket is destroyed and the receiver hears nothing more. May be called at any time. */
+  /** Ends the exchange now: its connection is closed and the receiver hears nothing more. May be called at any time. */
   abort(): void {
     if (this.#receiver === undefined) return;
     this.#settle();
-    const reason = new Error("the caller left");
-    if (this.#controller !== undefined) this.#controller.abort(reason);
-    else this.#line?.cancelConnect(reason);
+    this.#connection?.abort();
   }
 
   /** Ends the exchange now with an error for its receiver. */
@@ -103,60 +91,32 @@ export class Exchange implements Dispatcher.DispatchHandler {
     receiver?.onError(error);
   }
 
-  /** Stops reading from the socket, so that the engine's side fills up and waits. */
+  /** Stops reading, so that the engine's side fills up and waits. */
   pause(): void {
-    this.#controller?.pause();
+    this.#connection?.pause();
   }
 
   resume(): void {
-    this.#controller?.resume();
+    this.#connection?.resume();
   }
 
-  onRequestStart(controller: Dispatcher.DispatchController): void {
-    this.#controller = controller;
-    this.#onUsedConnection = this.#line?.used === true;
-    if (this.#receiver === undefined) controller.abort(new Error("the caller left"));
+  onHead(status: number, headers: IncomingHttpHeaders): void {
+    this.#receiver?.onHead(status, headers);
   }
 
-  onResponseStarted(): void {
-    this.#responding = true;
+  onData(bytes: Buffer, start: number, end: number): void {
+    this.#receiver?.onData(bytes, start, end);
   }
 
-  onResponseStart(
-    _controller: Dispatcher.DispatchController,
-    status: number,
-    headers: IncomingHttpHeaders,
-  ): void {
-    if (status >= 200) this.#receiver?.onHead(status, headers);
-  }
-
-  onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer): void {
-    this.#receiver?.onData(chunk);
-  }
-
-  onResponseEnd(): void {
-    if (this.#line !== undefined) this.#line.used = true;
+  onEnd(): void {
     this.#settle()?.onEnd();
-    this.#release();
   }
 
-  onResponseError(_controller: Dispatcher.DispatchController | null, error: Error): void {
-    if (this.#mayRepeat(error)) {
-      this.#controller = undefined;
-      const line = this.#line;
-      // Once undici has forgotten the dead socket.
-      queueMicrotask(
-        () => line && (this.#receiver === undefined ? this.#release() : this.run(line)),
-      );
-      return;
-    }
-    this.#settle()?.onError(transportError(error, this.#responding));
-    this.#release();
-  }
-
-  #mayRepeat(error: Error): boolean {
-    const dead = this.#onUsedConnection && !this.#responding && isConnectionLoss(error);
-    return dead && this.#receiver !== undefined;
+  onLost(error: Error, responding: boolean): void {
+    if (this.#receiver === undefined) return;
+    if (this.#connection?.used === true && !responding && isConnectionLoss(error))
+      this.#owner.reconnect(this);
+    else this.#settle()?.onError(transportError(error, responding));
   }
 
   #settle(): Receiver | undefined {
@@ -164,11 +124,5 @@ export class Exchange implements Dispatcher.DispatchHandler {
     this.#receiver = undefined;
     if (receiver !== undefined) this.#owner.forget(this);
     return receiver;
-  }
-
-  #release(): void {
-    const line = this.#line;
-    this.#line = undefined;
-    if (line !== undefined) this.#owner.release(line);
   }
 }

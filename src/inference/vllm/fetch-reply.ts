@@ -81,13 +81,14 @@ class Call implements Receiver {
     }
   }
 
-  onData(chunk: Buffer): void {
+  onData(bytes: Buffer, start: number, end: number): void {
+    const chunk = bytes.subarray(start, end);
     if (this.#refusal !== undefined) {
       if (!this.#refusal.add(chunk)) this.onError(this.#refusal.toError());
       return;
     }
     this.#bytes += chunk.length;
-    this.#chunks.push(chunk);
+    this.#chunks.push(Buffer.from(chunk));
     if (this.#bytes > this.#options.bytesMax)
       this.onError(corrupt("the engine answered more than it was asked for", "too many bytes"));
   }

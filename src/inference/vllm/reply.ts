@@ -22,9 +22,9 @@ export class Refusal {
     this.#status = status;
   }
 
-  /** Returns whether there is room for more. */
+  /** Copies what there is room for. Returns whether there is room for more. */
   add(chunk: Buffer): boolean {
-    this.#chunks.push(chunk.subarray(0, this.#bytesLeft));
+    this.#chunks.push(Buffer.from(chunk.subarray(0, this.#bytesLeft)));
     this.#bytesLeft -= Math.min(chunk.length, this.#bytesLeft);
     return this.#bytesLeft > 0;
   }

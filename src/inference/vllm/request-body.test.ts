@@ -27,7 +27,6 @@ describe("what leaves for vLLM", () => {
     });
     expect(headers).toEqual({
       host: expect.any(String),
-      connection: "keep-alive",
       accept: "text/event-stream",
       "accept-encoding": "identity",
       "content-type": "application/json",

@@ -1,42 +1,41 @@
 import { AppError } from "../../errors.ts";
+import { Connection, type ConnectionKeeper, type ConnectionTarget } from "./connection.ts";
 import { basePathOf } from "./engine-id.ts";
 import { Exchange, type ExchangeOwner, type Receiver, type UpstreamRequest } from "./exchange.ts";
-import { createLine, type Line } from "./line.ts";
 
-export interface UpstreamOptions {
-  /** http or https; a path is put before every path, and a `/v1` at its end is dropped. */
-  readonly url: URL;
-  /** The IP address to connect to, in the place of those that the name in `url` has. */
-  readonly address?: string | undefined;
+/** `url` may have a path: it is put before every path, and a `/v1` at its end is dropped. */
+export interface UpstreamOptions extends ConnectionTarget {
+  /** Printable ASCII. */
   readonly apiKey?: string | undefined;
-  /** Sockets at most, and so requests at once. */
+  /** Connections at most, and so requests at once. */
   readonly connections: number;
-  /** For name resolution, TCP and TLS together. */
-  readonly connectMs: number;
 }
 
 /**
- * The connections to one server, one request on each.
- *
- * undici's Pool does the same but for two things that this product stands on: a request that waits there for a
- * connection, or for its opening, cannot be taken back, and nobody can tell whether it goes over a used connection.
- * Hence a list of undici's Clients, the last used first, so that few connections go stale.
+ * The connections to one server, one request on each: those that are free are used again, the last one first, so that few go
+ * stale. What waits for one can be taken back.
  */
-export class Upstream implements ExchangeOwner, AsyncDisposable {
+export class Upstream implements ExchangeOwner, ConnectionKeeper, AsyncDisposable {
   readonly basePath: string;
-  readonly authorization: string | undefined;
+  readonly commonHeaders: string;
   readonly #options: UpstreamOptions;
-  readonly #lines: Line[] = [];
-  readonly #free: Line[] = [];
+  readonly #connections = new Set<Connection>();
+  readonly #free: Connection[] = [];
   readonly #running = new Set<Exchange>();
   /** First come, first served. */
   readonly #waiting = new Set<Exchange>();
-  #closed = false;
+  #closed: PromiseWithResolvers<void> | undefined;
 
   constructor(options: UpstreamOptions) {
     this.#options = options;
     this.basePath = basePathOf(options.url);
-    this.authorization = options.apiKey === undefined ? undefined : `Bearer ${options.apiKey}`;
+    this.commonHeaders = [
+      `host: ${options.url.host}`,
+      // A compressed reply would have to be inflated before it can be bounded.
+      "accept-encoding: identity",
+      ...(options.apiKey === undefined ? [] : [`authorization: Bearer ${options.apiKey}`]),
+      "",
+    ].join("\r\n");
   }
 
   /** Whether it carries no request now. */
@@ -50,12 +49,11 @@ export class Upstream implements ExchangeOwner, AsyncDisposable {
    */
   send(request: UpstreamRequest, receiver: Receiver): Exchange {
     const exchange = new Exchange(this, request, receiver);
-    if (this.#closed) exchange.fail(stopping());
+    if (this.#closed !== undefined) exchange.fail(stopping());
     else if (this.#waiting.size >= WAITING_MAX) exchange.fail(tooManyWaiting());
     else {
-      const line = this.#free.pop() ?? this.#openLine();
-      if (line === undefined) this.#waiting.add(exchange);
-      else this.#run(exchange, line);
+      this.#waiting.add(exchange);
+      this.#runNext();
     }
     return exchange;
   }
@@ -65,36 +63,47 @@ export class Upstream implements ExchangeOwner, AsyncDisposable {
     this.#running.delete(exchange);
   }
 
-  release(line: Line): void {
-    // Not before undici has finished with the last request: only then does it look for bytes that nobody asked for,
-    // which a next request would take for its reply (GHSA-35p6-xmwp-9g52).
-    queueMicrotask(() => {
-      const [next] = this.#waiting;
-      if (next === undefined) this.#free.push(line);
-      else {
-        this.#waiting.delete(next);
-        this.#run(next, line);
-      }
-    });
+  reconnect(exchange: Exchange): void {
+    exchange.run(this.#connect());
+  }
+
+  onFree(connection: Connection): void {
+    this.#free.push(connection);
+    this.#runNext();
+  }
+
+  onClosed(connection: Connection): void {
+    this.#connections.delete(connection);
+    const at = this.#free.indexOf(connection);
+    if (at !== -1) this.#free.splice(at, 1);
+    if (this.#closed === undefined) this.#runNext();
+    else if (this.#connections.size === 0) this.#closed.resolve();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#closed = true;
+    this.#closed ??= Promise.withResolvers();
     for (const exchange of [...this.#waiting, ...this.#running]) exchange.fail(stopping());
-    await Promise.all(this.#lines.map((line) => line.client.destroy()));
+    for (const connection of this.#connections) connection.close();
+    if (this.#connections.size > 0) await this.#closed.promise;
   }
 
-  #run(exchange: Exchange, line: Line): void {
-    this.#running.add(exchange);
-    exchange.run(line);
+  /** Gives the first that waits a connection, if there may be one for it. */
+  #runNext(): void {
+    const [next] = this.#waiting;
+    if (next === undefined) return;
+    const connection =
+      this.#free.pop() ??
+      (this.#connections.size < this.#options.connections ? this.#connect() : undefined);
+    if (connection === undefined) return;
+    this.#waiting.delete(next);
+    this.#running.add(next);
+    next.run(connection);
   }
 
-  #openLine(): Line | undefined {
-    if (this.#lines.length >= this.#options.connections) return undefined;
-    const { url, connectMs, address } = this.#options;
-    const line = createLine(url.origin, connectMs, address);
-    this.#lines.push(line);
-    return line;
+  #connect(): Connection {
+    const connection = new Connection(this.#options, this);
+    this.#connections.add(connection);
+    return connection;
   }
 }
 

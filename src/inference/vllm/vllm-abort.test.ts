@@ -103,7 +103,7 @@ describe("an abort", () => {
     await using engine = engineFor(vllm, { connections: 1 });
     await chat(engine);
     await (await vllm.request(0)).closed;
-    // undici looks at an idle connection before it writes to it: that is the moment.
+    // An idle connection is looked at before the next request is written to it: that is the moment.
     await engine.checkHealth(never());
     const leaving = new AbortController();
     const outcome = chat(engine, {}, leaving.signal);
