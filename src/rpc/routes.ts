@@ -16,6 +16,7 @@ import type { Counting } from "../limits/call-limits.ts";
 import { callOf } from "./call.ts";
 import type { DirectMethod } from "./direct.ts";
 import { mapErrors, toConnectError } from "./error-mapping.ts";
+import { isPlainlyValid } from "./plainly-valid.ts";
 import { addReflection } from "./reflection.ts";
 import { decode, envelopeBytes, jsonOptions } from "./wire.ts";
 
@@ -101,8 +102,9 @@ export function createRoutes(options: {
         return undefined;
       const request = decode(ChatRequestSchema, wire, body);
       if (request === undefined) return undefined;
-      const { kind } = validator.validate(ChatRequestSchema, request);
-      return kind === "valid" ? open(request, wire) : undefined;
+      const isValid =
+        isPlainlyValid(request) || validator.validate(ChatRequestSchema, request).kind === "valid";
+      return isValid ? open(request, wire) : undefined;
     },
   });
   return {

@@ -51,7 +51,7 @@ export class ReplyReader {
         this.#sink.onData(bytes, at, length);
         at = length;
       } else if (this.#state === "size") at = this.#readSize(bytes, at, length);
-      else at = this.#readText(bytes, at, length);
+      else at = this.#readLine(bytes, at, length) ?? this.#readText(bytes, at, length);
     }
     return at;
   }
@@ -87,6 +87,21 @@ export class ReplyReader {
   #beginChunk(size: number): void {
     this.#left = size;
     this.#state = size === 0 ? "trailers" : "chunk";
+  }
+
+  /** The usual cases of what is read as text: an empty line, or a head in one piece. Returns where to go on. */
+  #readLine(bytes: Buffer, start: number, length: number): number | undefined {
+    if (this.#text !== "" || start + 1 >= length) return undefined;
+    if (this.#state !== "head") {
+      if (bytes[start] !== CR || bytes[start + 1] !== LF) return undefined;
+      this.#readWhole("");
+      return start + 2;
+    }
+    const end = bytes.indexOf(HEAD_END, start, "latin1");
+    if (end === -1 || end + HEAD_END.length > length || end - start > HEAD_BYTES_MAX)
+      return undefined;
+    this.#readWhole(bytes.toString("latin1", start, end));
+    return end + HEAD_END.length;
   }
 
   /** Takes what is read as text: up to the end of the line, or of the head. Returns where to go on. */
