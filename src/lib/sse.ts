@@ -5,10 +5,12 @@
  * dropped, and so is an event that the stream does not finish with an empty line. An event is turned into text once
  * and whole, so a code point cut by the network is never broken.
  *
- * It works in bytes because this is the hot path of every answer: a line end is looked for once per byte, and an event
- * that lies inside one chunk is decoded from there, without a copy.
+ * It works in bytes because every answer passes through here: each byte is looked at once, and an event that lies inside one
+ * chunk is decoded from there, without a copy. It takes one event at a time, so that its caller may read the next one itself.
  */
 export class SseDecoder {
+  /** Events that were given to `onEvent`. */
+  eventCount = 0;
   readonly #onEvent: (data: string) => void;
   readonly #eventBytesMax: number;
   /** The line whose end has not come yet. */
@@ -21,7 +23,7 @@ export class SseDecoder {
   #atStart = true;
 
   /**
-   * `onEvent` runs inside `push`; what it throws leaves `push`. `eventBytesMax` bounds the bytes of one event and of
+   * `onEvent` runs inside `read`; what it throws leaves `read`. `eventBytesMax` bounds the bytes of one event and of
    * one line, comments included: 1 MiB by default, a thousand times a usual event of a language model.
    */
   constructor(onEvent: (data: string) => void, options: { eventBytesMax?: number } = {}) {
@@ -29,40 +31,40 @@ export class SseDecoder {
     this.#eventBytesMax = options.eventBytesMax ?? 1024 * 1024;
   }
 
+  /** Whether nothing is kept of what was read: the next byte begins an event, or something between events. */
+  get isBetweenEvents(): boolean {
+    return !this.#hasData && !this.#afterCr && !this.#atStart && this.#line.length === 0;
+  }
+
   /**
-   * Takes the next bytes, which may be reused afterwards. Throws a RangeError when an event is too large; the decoder
-   * is of no use after it has thrown.
+   * Takes bytes from `start` up to the end of the next event, or to before `end` when none is complete, and returns where it
+   * has stopped. The bytes may be reused afterwards. Throws a RangeError when an event is too large; the decoder is of no use
+   * after it has thrown.
    */
-  push(bytes: Uint8Array): void {
-    const chunk = Buffer.isBuffer(bytes)
-      ? bytes
-      : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-    let start = 0;
-    if (this.#afterCr && chunk.length > 0) {
+  read(bytes: Buffer, start: number, end: number): number {
+    const { eventCount } = this;
+    let at = start;
+    if (this.#afterCr && at < end) {
       this.#afterCr = false;
-      if (chunk[0] === LF) start = 1;
+      if (bytes[at] === LF) at += 1;
     }
-    // The next LF and the next CR, looked for again only when passed: most streams hold no CR at all.
-    let lf = find(chunk, LF, start);
-    let cr = find(chunk, CR, start);
-    while (start < chunk.length) {
-      const end = Math.min(lf, cr);
-      if (end === chunk.length) {
-        this.#keep(this.#line, chunk, start, end);
-        return;
+    while (at < end && this.eventCount === eventCount) {
+      const lineEnd = findLineEnd(bytes, at, end);
+      if (lineEnd === end) {
+        this.#keep(this.#line, bytes, at, end);
+        return end;
       }
-      let next = end + 1;
-      if (end === cr) {
-        if (next === chunk.length) this.#afterCr = true;
-        else if (chunk[next] === LF) next += 1;
+      let next = lineEnd + 1;
+      if (bytes[lineEnd] === CR) {
+        if (next === end) this.#afterCr = true;
+        else if (bytes[next] === LF) next += 1;
       }
-      if (this.#line.length > 0 || this.#atStart) this.#endKeptLine(chunk, start, end);
-      else if (end > start) next = this.#endLine(chunk, start, end, next);
+      if (this.#line.length > 0 || this.#atStart) this.#endKeptLine(bytes, at, lineEnd);
+      else if (lineEnd > at) next = this.#endLine(bytes, at, lineEnd, next, end);
       else this.#endEvent();
-      start = next;
-      if (lf < start) lf = chunk[start] === LF ? start : find(chunk, LF, start);
-      if (cr < start) cr = find(chunk, CR, start);
+      at = next;
     }
+    return at;
   }
 
   #endKeptLine(chunk: Buffer, start: number, end: number): void {
@@ -71,18 +73,18 @@ export class SseDecoder {
     const skip = this.#atStart && line.subarray(0, 3).equals(BOM) ? 3 : 0;
     this.#atStart = false;
     if (line.length === skip) this.#endEvent();
-    else this.#endLine(line, skip, line.length, line.length);
+    else this.#endLine(line, skip, line.length, line.length, line.length);
     this.#line.clear();
   }
 
   /** Reads one line that is not empty. Returns where to go on: behind the empty line if that one was taken as well. */
-  #endLine(line: Buffer, start: number, end: number, next: number): number {
+  #endLine(line: Buffer, start: number, end: number, next: number, bytesEnd: number): number {
     const value = findDataValue(line, start, end);
     if (value === -1) return next;
     // The whole event is here: decode it where it lies.
-    if (!this.#hasData && line[next] === LF) {
+    if (!this.#hasData && next < bytesEnd && line[next] === LF) {
       if (end - value > this.#eventBytesMax) throw this.#tooLarge();
-      this.#onEvent(line.toString("utf8", value, end));
+      this.#emit(line.toString("utf8", value, end));
       return next + 1;
     }
     if (this.#hasData) this.#keep(this.#data, NEWLINE, 0, 1);
@@ -96,6 +98,11 @@ export class SseDecoder {
     const data = this.#data.bytes().toString("utf8");
     this.#data.clear();
     this.#hasData = false;
+    this.#emit(data);
+  }
+
+  #emit(data: string): void {
+    this.eventCount += 1;
     this.#onEvent(data);
   }
 
@@ -109,10 +116,13 @@ export class SseDecoder {
   }
 }
 
-/** Where the next `byte` is, or the length of the chunk when there is none. */
-function find(chunk: Buffer, byte: number, start: number): number {
-  const at = chunk.indexOf(byte, start);
-  return at === -1 ? chunk.length : at;
+/** Where the next LF or CR is, or `end` when there is none. */
+function findLineEnd(bytes: Buffer, start: number, end: number): number {
+  for (let at = start; at < end; at += 1) {
+    const byte = bytes[at];
+    if (byte === LF || byte === CR) return at;
+  }
+  return end;
 }
 
 /** Where the value of a `data` line begins, or -1 when the line is a comment or another field. */

@@ -6,13 +6,17 @@ import { AppError } from "../../errors.ts";
 import type { ChatPart } from "../engine.ts";
 import { AnswerReader } from "./answer-reader.ts";
 
+/** What a read buffer has around what was read. */
+const stale = Buffer.from("x");
+
 /** Reads a stream of these bytes. The parts and the usage are those that a consumer would have got. */
 const read = (pieces: readonly Uint8Array[], maxTokens = 100) => {
   const reader = new AnswerReader(maxTokens);
   const parts: ChatPart[] = [];
   let error: unknown;
   try {
-    for (const piece of pieces) reader.read(piece);
+    for (const piece of pieces)
+      reader.read(Buffer.concat([stale, piece, stale]), 1, 1 + piece.length);
   } catch (thrown) {
     error = thrown;
   }

@@ -14,7 +14,6 @@ import { PartQueue } from "./part-queue.ts";
  */
 export class AnswerReader implements ChunkSink {
   readonly parts = new PartQueue();
-  usage: Usage = noUsage;
   /** Events seen: progress, which bytes alone are not. */
   eventCount = 0;
   /** `[DONE]` has come after a finish reason, and `end` is the last part. */
@@ -25,6 +24,10 @@ export class AnswerReader implements ChunkSink {
   readonly #calls = new Set<number>();
   #bytesLeft: number;
   #shape: ChunkShape | undefined;
+  /** What the last event matched; undefined when it was parsed. */
+  #matched: ChunkShape | undefined;
+  /** As the last event that was parsed has left it. */
+  #usage: Usage = noUsage;
   #shapesLeft = SHAPES_PER_ANSWER;
   #finishReason: FinishReason | undefined;
 
@@ -34,31 +37,57 @@ export class AnswerReader implements ChunkSink {
     this.#bytesLeft = BYTES_PER_ANSWER + maxTokens * BYTES_PER_TOKEN;
   }
 
-  /** Throws AppError; what came before the fault is in the queue, and the reader is of no use any more. */
-  read(chunk: Uint8Array): void {
-    this.#bytesLeft -= chunk.length;
+  get usage(): Usage {
+    return this.#matched?.usageAfter(this.#usage) ?? this.#usage;
+  }
+
+  /**
+   * Takes the bytes from `start` to before `end`, which may be reused afterwards. Throws AppError; what came before the fault
+   * is in the queue, and the reader is of no use any more.
+   */
+  read(bytes: Buffer, start: number, end: number): void {
+    this.#bytesLeft -= end - start;
     if (this.#bytesLeft < 0) throw corrupt(TOO_LONG, "too many bytes");
+    const decoder = this.#decoder;
+    let at = start;
+    while (at < end) {
+      const shape = this.#shape;
+      const next =
+        shape !== undefined && decoder.isBetweenEvents ? shape.match(bytes, at, end) : -1;
+      if (shape === undefined || next === -1) at = this.#decode(bytes, at, end);
+      else {
+        this.#countEvent();
+        this.#matched = shape;
+        this.parts.pushText(shape.type, shape.text);
+        at = next;
+      }
+    }
+  }
+
+  #decode(bytes: Buffer, start: number, end: number): number {
     try {
-      this.#decoder.push(chunk);
+      return this.#decoder.read(bytes, start, end);
     } catch (error) {
       throw error instanceof AppError ? error : corrupt(TOO_LONG, error);
     }
   }
 
-  #onEvent(data: string): void {
+  #countEvent(): void {
     this.eventCount += 1;
     if (this.eventCount > this.#eventCountMax) throw corrupt(TOO_LONG, "too many events");
     if (this.done) throw corrupt("the engine went on after its end", "an event after [DONE]");
-    const shape = this.#shape;
-    if (shape?.match(data)) {
-      this.usage = shape.usageAfter(this.usage);
-      this.parts.pushText(shape.type, shape.text);
-    } else if (data === "[DONE]") this.#onDone();
+  }
+
+  #onEvent(data: string): void {
+    this.#countEvent();
+    if (data === "[DONE]") this.#onDone();
     else this.#onUnusualEvent(data);
   }
 
   #onUnusualEvent(data: string): void {
-    parseChunk(data, this.usage, this);
+    this.#usage = this.usage;
+    this.#matched = undefined;
+    parseChunk(data, this.#usage, this);
     if (this.#shapesLeft === 0) return;
     const shape = ChunkShape.learn(data);
     if (shape === undefined) return;
@@ -77,7 +106,7 @@ export class AnswerReader implements ChunkSink {
   }
 
   onUsage(usage: Usage): void {
-    this.usage = usage;
+    this.#usage = usage;
   }
 
   onText(type: "text-delta" | "reasoning-delta", text: string): void {

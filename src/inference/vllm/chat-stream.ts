@@ -113,7 +113,7 @@ export class VllmChatStream
     }
     const { eventCount } = reader;
     try {
-      reader.read(bytes.subarray(start, end));
+      reader.read(bytes, start, end);
     } catch (error) {
       this.#fail(error);
       return;

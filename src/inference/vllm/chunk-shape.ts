@@ -2,35 +2,36 @@ import type { Usage } from "../engine.ts";
 import { type ChunkSink, parseChunk } from "./parse-chunk.ts";
 
 /**
- * What nearly all events of one answer have in common: the same JSON up to the text, and after the text the same JSON
- * but for two counts.
+ * What nearly all events of one answer have in common: the same bytes up to the text, and after the text the same bytes but
+ * for two counts.
  *
- *     {"id":…,"choices":[{"index":0,"delta":{"content":"TEXT"},…}],"usage":{…,"total_tokens":N,"completion_tokens":N,…}}
+ *     data: {"id":…,"choices":[{"index":0,"delta":{"content":"TEXT"},…}],"usage":{…,"total_tokens":N,"completion_tokens":N,…}}
  *
  * It is learned from one event, and proven by parsing a variation of that event as JSON. Another event that is the same
- * character for character then says the same but for its text and counts; every other event is parsed as JSON. So
- * nothing is guessed, and the usual event costs a small part of what parsing its 350 bytes does.
+ * byte for byte then says the same but for its text and counts; every other event is parsed as JSON. So nothing is
+ * guessed, and the usual event, of 350 bytes, costs 0.6 µs in place of 3 to 4.
  */
 export class ChunkShape {
   readonly type: "text-delta" | "reasoning-delta";
   /** The text of the last event that matched: never empty, always well-formed Unicode. */
   text = "";
 
-  readonly #head: string;
+  readonly #head: Buffer;
   /** What follows the text: one piece, or the three around the two counts. */
-  readonly #tail: readonly string[];
+  readonly #tail: readonly Buffer[];
   /** What every event of this shape reports, with `absent` for what it leaves out; undefined without usage. */
   readonly #usage: Usage | undefined;
   #completionTokens = 0;
 
-  /** The shape of an event; undefined when it is not a usual one. Costs one parse. */
-  static learn(event: string): ChunkShape | undefined {
-    const field = textFields.find((name) => event.includes(name));
+  /** The shape of an event, given by its data; undefined when it is not a usual one. Costs one parse. */
+  static learn(data: string): ChunkShape | undefined {
+    const field = textFields.find((name) => data.includes(name));
     if (field === undefined) return undefined;
-    const textAt = event.indexOf(field) + field.length;
-    const head = event.slice(0, textAt);
-    const tail = event.slice(endOfString(event, textAt)).split(counts);
-    if (tail.length !== 1 && tail.length !== 3) return undefined;
+    const textAt = data.indexOf(field) + field.length;
+    const head = data.slice(0, textAt);
+    const text = /^(?:[^"\\]|\\.)*/.exec(data.slice(textAt))?.[0] ?? "";
+    const tail = data.slice(textAt + text.length).split(counts);
+    if ((tail.length !== 1 && tail.length !== 3) || data.includes("\n")) return undefined;
 
     const said = listen(
       head + probe.text + tail.map((piece, index) => piece + (probe.counts[index] ?? "")).join(""),
@@ -46,31 +47,53 @@ export class ChunkShape {
   private constructor({ type, usage }: Said, head: string, tail: readonly string[]) {
     this.type = type;
     this.#usage = usage;
-    this.#head = head;
-    this.#tail = tail;
+    this.#head = Buffer.from(`data: ${head}`);
+    this.#tail = tail.map((piece, index) =>
+      Buffer.from(index === tail.length - 1 ? `${piece}\n\n` : piece),
+    );
   }
 
-  /** Whether the event has this shape: `text` and `usageAfter` are what it says then. */
-  match(event: string): boolean {
-    const textAt = this.#head.length;
-    if (!holds(event, this.#head, 0)) return false;
-    const textEnd = endOfString(event, textAt);
-    const [first = "", second, third = ""] = this.#tail;
-    if (textEnd === textAt || !holds(event, first, textEnd)) return false;
-    const countAt = textEnd + first.length;
-    if (second === undefined) {
-      if (countAt !== event.length) return false;
-    } else {
-      const countEnd = endOfCount(event, countAt);
-      if (countEnd === countAt || !holds(event, second, countEnd)) return false;
-      const completionAt = countEnd + second.length;
-      const completionEnd = endOfCount(event, completionAt);
-      if (completionEnd === completionAt || !holds(event, third, completionEnd)) return false;
-      if (completionEnd + third.length !== event.length) return false;
-      this.#completionTokens = Number(event.slice(completionAt, completionEnd));
+  /**
+   * Whether the bytes from `start` to before `end` begin with a whole event of this shape: then `text` and `usageAfter` are
+   * what it says. Returns where the event ends, its empty line included, or -1.
+   */
+  match(bytes: Buffer, start: number, end: number): number {
+    const [first = NOTHING, second, third = NOTHING] = this.#tail;
+    const textAt = skip(bytes, start, end, this.#head);
+    if (textAt === -1) return -1;
+    let at = textAt;
+    let isAscii = true;
+    let isEscaped = false;
+    for (; at < end && bytes[at] !== QUOTE; at += 1) {
+      const byte = bytes[at] ?? 0;
+      if (byte < SPACE) return -1;
+      if (byte >= 0x80) isAscii = false;
+      else if (byte === BACKSLASH) {
+        at += 1;
+        // Half a code point can be written as `\u`.
+        if (bytes[at] === LETTER_U) return -1;
+        isEscaped = true;
+      }
     }
-    this.text = event.slice(textAt, textEnd);
-    return true;
+    const textEnd = at;
+    if (textEnd === textAt) return -1;
+    at = skip(bytes, at, end, first);
+    if (at !== -1 && second !== undefined) {
+      at = skipCount(bytes, at, end);
+      if (at !== -1) at = skip(bytes, at, end, second);
+      const countAt = at;
+      if (at !== -1) at = skipCount(bytes, at, end);
+      const countEnd = at;
+      if (at !== -1) at = skip(bytes, at, end, third);
+      if (at !== -1) this.#completionTokens = toCount(bytes, countAt, countEnd);
+    }
+    if (at === -1) return -1;
+    if (isEscaped) {
+      const text = unescaped(bytes.toString("utf8", textAt - 1, textEnd + 1));
+      if (text === undefined) return -1;
+      this.text = text;
+    } else this.text = bytes.toString(isAscii ? "latin1" : "utf8", textAt, textEnd);
+    return at;
   }
 
   /** The usage after the event that matched last: what it reported, and the rest as it was before. */
@@ -139,41 +162,54 @@ function listen(event: string): Said | undefined {
   return said !== undefined && texts.length === 1 && isUsual ? { ...said, usage } : undefined;
 }
 
-/** `startsWith` compares character by character, and takes eight times as long for a head of 200. */
-function holds(event: string, piece: string, at: number): boolean {
-  return event.slice(at, at + piece.length) === piece;
+/** Where these bytes end when they begin at `at`; -1 when others do. */
+function skip(bytes: Buffer, at: number, end: number, piece: Buffer): number {
+  const next = at + piece.length;
+  if (next > end) return -1;
+  if (piece.length > LOOP_BYTES_MAX)
+    return bytes.compare(piece, 0, piece.length, at, next) === 0 ? next : -1;
+  for (let index = 0; index < piece.length; index += 1)
+    if (bytes[at + index] !== piece[index]) return -1;
+  return next;
 }
 
-/**
- * Where the string ends that begins at `at`; `at` itself, as if it were empty, when it holds an escape or a control
- * character: those are for JSON's own parser.
- */
-function endOfString(event: string, at: number): number {
-  for (let end = at; end < event.length; end += 1) {
-    const code = event.charCodeAt(end);
-    if (code === QUOTE) return end;
-    if (code === BACKSLASH || code < SPACE) return at;
-  }
-  return at;
+/** Where the count ends that begins at `at`; -1 when there is none, or none that JSON and a number can hold. */
+function skipCount(bytes: Buffer, at: number, end: number): number {
+  let next = at;
+  while (next < end && isDigit(bytes[next] ?? 0)) next += 1;
+  const hasLeadingZero = bytes[at] === ZERO && next - at > 1;
+  return next === at || hasLeadingZero || next - at > COUNT_DIGITS_MAX ? -1 : next;
 }
 
-/** Where the count ends that begins at `at`; `at` itself when there is none, or none that JSON and a number can hold. */
-function endOfCount(event: string, at: number): number {
-  let end = at;
-  while (isDigit(event.charCodeAt(end))) end += 1;
-  const hasLeadingZero = event.charCodeAt(at) === ZERO && end - at > 1;
-  return hasLeadingZero || end - at > COUNT_DIGITS_MAX ? at : end;
+function toCount(bytes: Buffer, start: number, end: number): number {
+  let count = 0;
+  for (let at = start; at < end; at += 1) count = count * 10 + (bytes[at] ?? 0) - ZERO;
+  return count;
 }
 
 function isDigit(code: number): boolean {
   return code >= ZERO && code <= NINE;
 }
 
+/** What a JSON string says; undefined when it is none. */
+function unescaped(json: string): string | undefined {
+  try {
+    return JSON.parse(json);
+  } catch {
+    return undefined;
+  }
+}
+
+/** A call of `compare` costs as much as a loop over so many bytes. */
+const LOOP_BYTES_MAX = 48;
+
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 const SPACE = 0x20;
 const ZERO = 0x30;
 const NINE = 0x39;
+const LETTER_U = 0x75;
+const NOTHING = Buffer.alloc(0);
 
 /** Every number of so many digits is a safe integer. */
 const COUNT_DIGITS_MAX = 15;
