@@ -85,31 +85,54 @@ export function createAdmission({
           },
           signal,
         );
-        return {
-          get engine() {
-            return seat.engine;
-          },
-          get queueMs() {
-            return seat.queueMs;
-          },
-          answered: () => seat.answered(),
-          fail: () => seat.fail(),
-          move: () => seat.move(),
-          settle(tokens) {
-            grant.settle(tokens);
-            seat.settle(tokens);
-          },
-          [Symbol.dispose]() {
-            grant[Symbol.dispose]();
-            seat[Symbol.dispose]();
-          },
-        };
+        return new GrantedSeat(grant, seat);
       } catch (error) {
         grant.cancel();
         throw error;
       }
     },
   };
+}
+
+/** What a call has taken of its client's limits, and its place at an engine. */
+class GrantedSeat implements Lease {
+  readonly #grant: Grant;
+  readonly #seat: Seat;
+
+  constructor(grant: Grant, seat: Seat) {
+    this.#grant = grant;
+    this.#seat = seat;
+  }
+
+  get engine(): string | undefined {
+    return this.#seat.engine;
+  }
+
+  get queueMs(): number {
+    return this.#seat.queueMs;
+  }
+
+  answered(): void {
+    this.#seat.answered();
+  }
+
+  fail(): void {
+    this.#seat.fail();
+  }
+
+  move(): Promise<boolean> {
+    return this.#seat.move();
+  }
+
+  settle(tokens: number): void {
+    this.#grant.settle(tokens);
+    this.#seat.settle(tokens);
+  }
+
+  [Symbol.dispose](): void {
+    this.#grant[Symbol.dispose]();
+    this.#seat[Symbol.dispose]();
+  }
 }
 
 function unqueued(grant: Grant): Lease {

@@ -3,7 +3,7 @@ import type { CallClass } from "../keys/api-keys.ts";
 import { type MonotonicClock, monotonicClock } from "../lib/clock.ts";
 import type { Capacity, PlacedCall } from "./capacity.ts";
 import { createFairQueue, type FairCall, type FairQueue, type Waiter } from "./fair-queue.ts";
-import { createSeats, type Seat } from "./seats.ts";
+import { type Seat, Seats } from "./seats.ts";
 
 /** A call that wants a place at an engine. All calls of a client have the same weight. */
 export interface QueuedCall extends FairCall, PlacedCall {
@@ -70,7 +70,7 @@ export function createEngineQueue(options: {
 
   const waiting = () => queues.interactive.size + queues.batch.size;
 
-  const seats = createSeats(capacity, clock, () => admitWaiting());
+  const seats = new Seats(capacity, clock, () => admitWaiting());
 
   /** A seat for a call, which its queue then has to charge. */
   const take = (call: QueuedCall, queueMs: number): Seat | undefined =>

@@ -24,29 +24,12 @@ export interface Seat extends Disposable {
   move(): Promise<boolean>;
 }
 
-/** Gives calls their places, and keeps those that lose theirs because an engine fails. */
-export interface Seats {
-  /** Calls that have a place now. */
-  readonly running: number;
-  /** Calls that have lost theirs, and wait for another. As many at most as engines run calls. */
-  readonly moving: number;
-  /** How long calls keep a place, in milliseconds: a mean that follows the newest. 0: none has ended yet. */
-  readonly keptMs: number;
-  /** Whether so many calls have ended that this says something about the next ones. */
-  readonly isKeptKnown: boolean;
-  /** Whether what runs are calls that try engines out: how many those will run after that says nothing now. */
-  readonly isTrying: boolean;
-  /** A seat for a call that has waited so long, if there is room. `onEnd` hears what it has cost, in tokens. */
-  take(call: PlacedCall, queueMs: number, onEnd: (tokens: number) => void): Seat | undefined;
-  /** Gives those that have lost their places new ones, or none where no other engine can be reached. */
-  admitMoving(): void;
-}
-
 interface Mover {
+  readonly avoid: string;
   /** Takes a place, if there is one for it now. */
   tryPlace(): void;
-  /** Goes on without one when there can be none. */
-  giveUpIfLost(): void;
+  /** Goes on without one: there can be none. */
+  giveUp(): void;
 }
 
 /** The weight of the newest call in the mean of how long calls keep a place: it follows a change within some ten calls. */
@@ -54,145 +37,191 @@ const newest = 1 / 8;
 /** One answer of five minutes says nothing of the next one. */
 const knownAfter = 8;
 
-/** `onFree` is called when there may be room: a call has left an engine that failed it, for another. */
-export function createSeats(capacity: Capacity, clock: MonotonicClock, onFree: () => void): Seats {
-  const movers = new Set<Mover>();
-  let running = 0;
-  /** Those of them that try out an engine, which has not answered yet. */
-  let trying = 0;
-  let keptMs = 0;
-  let ended = 0;
+/** Gives calls their places, and keeps those that lose theirs because an engine fails. */
+export class Seats {
+  /** Calls that have a place now. */
+  running = 0;
+  /** How long calls keep a place, in milliseconds: a mean that follows the newest. 0: none has ended yet. */
+  keptMs = 0;
+  readonly capacity: Capacity;
+  readonly clock: MonotonicClock;
+  /** Called when there may be room: a call has left an engine that failed it, for another. */
+  readonly onFree: () => void;
+  /** Those of the running that try out an engine, which has not answered yet. */
+  trying = 0;
+  readonly #movers = new Set<Mover>();
+  #ended = 0;
 
-  const takePlace = (call: PlacedCall): TakenPlace | undefined => {
-    const place = capacity.take(call);
-    if (place === undefined) return undefined;
-    running += 1;
-    let isTrying = place.isTrial;
-    if (isTrying) trying += 1;
-    const endTrial = () => {
-      if (isTrying) trying -= 1;
-      isTrying = false;
-    };
-    const sinceMs = clock();
-    let isTaken = true;
-    return {
-      place,
-      answered() {
-        endTrial();
-        place.answered();
-      },
-      free(hasFailed) {
-        if (!isTaken) return;
-        isTaken = false;
-        running -= 1;
-        endTrial();
-        const ownMs = clock() - sinceMs;
-        ended += 1;
-        keptMs = keptMs === 0 ? ownMs : keptMs + (ownMs - keptMs) * newest;
-        place.free(hasFailed);
-      },
-    };
-  };
+  constructor(capacity: Capacity, clock: MonotonicClock, onFree: () => void) {
+    this.capacity = capacity;
+    this.clock = clock;
+    this.onFree = onFree;
+  }
+
+  /** Calls that have lost their place, and wait for another. As many at most as engines run calls. */
+  get moving(): number {
+    return this.#movers.size;
+  }
+
+  /** Whether so many calls have ended that `keptMs` says something about the next ones. */
+  get isKeptKnown(): boolean {
+    return this.#ended >= knownAfter;
+  }
+
+  /** Whether what runs are calls that try engines out: how many those will run after that says nothing now. */
+  get isTrying(): boolean {
+    return this.trying > 0 && this.trying === this.running;
+  }
+
+  /** A seat for a call that has waited so long, if there is room. `onEnd` hears what it has cost, in tokens. */
+  take(call: PlacedCall, queueMs: number, onEnd: (tokens: number) => void): Seat | undefined {
+    const taken = this.takePlace(call);
+    return taken && new TakenSeat(this, call, taken, queueMs, onEnd);
+  }
+
+  /** Gives those that have lost their places new ones, or none where no other engine can be reached. */
+  admitMoving(): void {
+    for (const mover of this.#movers) if (!this.capacity.hasOther(mover.avoid)) mover.giveUp();
+    for (const mover of this.#movers) mover.tryPlace();
+  }
+
+  takePlace(call: PlacedCall): TakenPlace | undefined {
+    const place = this.capacity.take(call);
+    return place && new TakenPlace(this, place);
+  }
+
+  ended(keptMs: number): void {
+    this.#ended += 1;
+    this.keptMs = this.keptMs === 0 ? keptMs : this.keptMs + (keptMs - this.keptMs) * newest;
+  }
 
   /** Waits for a place that is not at this engine; `onPlace` is called as soon as it is taken. */
-  const move = (call: PlacedCall, avoid: string, onPlace: (taken: TakenPlace) => void) => {
+  move(call: PlacedCall, avoid: string, onPlace: (taken: TakenPlace) => void) {
     const { promise, resolve } = Promise.withResolvers<boolean>();
     const end = (isPlaced: boolean) => {
-      movers.delete(mover);
+      this.#movers.delete(mover);
       resolve(isPlaced);
     };
     const mover: Mover = {
-      tryPlace() {
-        const taken = takePlace({ ...call, avoid });
+      avoid,
+      tryPlace: () => {
+        const taken = this.takePlace({ ...call, avoid });
         if (taken === undefined) return;
         onPlace(taken);
         end(true);
       },
-      giveUpIfLost() {
-        if (!capacity.hasOther(avoid)) end(false);
-      },
+      giveUp: () => end(false),
     };
-    movers.add(mover);
-    return { isPlaced: promise, giveUp: () => end(false) };
-  };
-
-  return {
-    get running() {
-      return running;
-    },
-    get moving() {
-      return movers.size;
-    },
-    get keptMs() {
-      return keptMs;
-    },
-    get isKeptKnown() {
-      return ended >= knownAfter;
-    },
-    get isTrying() {
-      return trying > 0 && trying === running;
-    },
-
-    admitMoving() {
-      for (const mover of movers) mover.giveUpIfLost();
-      for (const mover of movers) mover.tryPlace();
-    },
-
-    take(call, queueMs, onEnd) {
-      const first = takePlace(call);
-      if (first === undefined) return undefined;
-      let taken = first;
-      let waitedMs = queueMs;
-      let cost = call.tokens;
-      let hasFailed = false;
-      let isOver = false;
-      let giveUp: (() => void) | undefined;
-      return {
-        get engine() {
-          return taken.place.engine;
-        },
-        get queueMs() {
-          return waitedMs;
-        },
-        settle(tokens) {
-          cost = tokens;
-        },
-        answered: () => taken.answered(),
-        fail() {
-          hasFailed = true;
-        },
-        async move() {
-          hasFailed = true;
-          const { engine } = taken.place;
-          const hasMoved = giveUp !== undefined;
-          if (isOver || hasMoved || engine === undefined || !capacity.hasOther(engine))
-            return false;
-          taken.free(hasFailed);
-          const leftMs = clock();
-          const moving = move(call, engine, (next) => {
-            taken = next;
-            waitedMs += clock() - leftMs;
-            hasFailed = false;
-          });
-          giveUp = moving.giveUp;
-          onFree();
-          return await moving.isPlaced;
-        },
-        [Symbol.dispose]() {
-          if (isOver) return;
-          isOver = true;
-          giveUp?.();
-          taken.free(hasFailed);
-          onEnd(cost);
-        },
-      };
-    },
-  };
+    this.#movers.add(mover);
+    return { isPlaced: promise, giveUp: mover.giveUp };
+  }
 }
 
 /** A place, given back at most once. */
-interface TakenPlace {
-  readonly place: Place;
-  answered(): void;
-  free(hasFailed: boolean): void;
+class TakenPlace {
+  readonly engine: string | undefined;
+  readonly #seats: Seats;
+  readonly #place: Place;
+  readonly #sinceMs: number;
+  #isTrying: boolean;
+  #isTaken = true;
+
+  constructor(seats: Seats, place: Place) {
+    this.engine = place.engine;
+    this.#seats = seats;
+    this.#place = place;
+    this.#sinceMs = seats.clock();
+    this.#isTrying = place.isTrial;
+    seats.running += 1;
+    if (place.isTrial) seats.trying += 1;
+  }
+
+  answered(): void {
+    this.#endTrial();
+    this.#place.answered();
+  }
+
+  free(hasFailed: boolean): void {
+    if (!this.#isTaken) return;
+    this.#isTaken = false;
+    this.#seats.running -= 1;
+    this.#endTrial();
+    this.#seats.ended(this.#seats.clock() - this.#sinceMs);
+    this.#place.free(hasFailed);
+  }
+
+  #endTrial(): void {
+    if (this.#isTrying) this.#seats.trying -= 1;
+    this.#isTrying = false;
+  }
+}
+
+class TakenSeat implements Seat {
+  queueMs: number;
+  readonly #seats: Seats;
+  readonly #call: PlacedCall;
+  readonly #onEnd: (tokens: number) => void;
+  #taken: TakenPlace;
+  #cost: number;
+  #hasFailed = false;
+  #isOver = false;
+  /** Ends the wait for another place. Present once it has moved. */
+  #giveUp: (() => void) | undefined;
+
+  constructor(
+    seats: Seats,
+    call: PlacedCall,
+    taken: TakenPlace,
+    queueMs: number,
+    onEnd: (tokens: number) => void,
+  ) {
+    this.#seats = seats;
+    this.#call = call;
+    this.#taken = taken;
+    this.queueMs = queueMs;
+    this.#onEnd = onEnd;
+    this.#cost = call.tokens;
+  }
+
+  get engine(): string | undefined {
+    return this.#taken.engine;
+  }
+
+  settle(tokens: number): void {
+    this.#cost = tokens;
+  }
+
+  answered(): void {
+    this.#taken.answered();
+  }
+
+  fail(): void {
+    this.#hasFailed = true;
+  }
+
+  async move(): Promise<boolean> {
+    this.#hasFailed = true;
+    const { engine } = this;
+    const { capacity, clock } = this.#seats;
+    if (this.#isOver || this.#giveUp !== undefined) return false;
+    if (engine === undefined || !capacity.hasOther(engine)) return false;
+    this.#taken.free(true);
+    const leftMs = clock();
+    const moving = this.#seats.move(this.#call, engine, (next) => {
+      this.#taken = next;
+      this.queueMs += clock() - leftMs;
+      this.#hasFailed = false;
+    });
+    this.#giveUp = moving.giveUp;
+    this.#seats.onFree();
+    return await moving.isPlaced;
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#giveUp?.();
+    this.#taken.free(this.#hasFailed);
+    this.#onEnd(this.#cost);
+  }
 }

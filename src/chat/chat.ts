@@ -1,5 +1,5 @@
 import { hash } from "node:crypto";
-import type { Admission } from "../admission/admission.ts";
+import type { Admission, Lease } from "../admission/admission.ts";
 import { AppError } from "../errors.ts";
 import type { ChatStream, Engine, EngineChatRequest } from "../inference/engine.ts";
 import type { Client } from "../keys/key-registry.ts";
@@ -102,31 +102,55 @@ export function createChat(options: {
         signal,
         run: (id) => engine.chat(id === undefined ? run : { ...run, engine: id }, signal),
       });
-      const release = () => {
-        const { usage, isRefused } = parts;
-        // An engine that was left before its first report has read some of the prompt, and nobody knows how much.
-        const read = usage.promptTokens || (isRefused ? 0 : promptTokens);
-        lease.settle(read + usage.completionTokens);
-        lease[Symbol.dispose]();
-      };
-      // A reader that stalls must not hold the sequence of a call that is over: the abort gives it back by itself.
-      signal.addEventListener("abort", release, { once: true });
-      return {
-        model: model.id,
-        get engine() {
-          return lease.engine;
-        },
-        get queueMs() {
-          return lease.queueMs;
-        },
-        parts,
-        [Symbol.dispose]() {
-          signal.removeEventListener("abort", release);
-          release();
-        },
-      };
+      return new LeasedAnswer(model.id, promptTokens, parts, lease, signal);
     },
   };
+}
+
+/** An answer with its place, which the call's end gives back. */
+class LeasedAnswer implements Answer {
+  readonly model: string;
+  readonly parts: Attempts;
+  readonly #promptTokens: number;
+  readonly #lease: Lease;
+  readonly #signal: AbortSignal;
+
+  constructor(
+    model: string,
+    promptTokens: number,
+    parts: Attempts,
+    lease: Lease,
+    signal: AbortSignal,
+  ) {
+    this.model = model;
+    this.parts = parts;
+    this.#promptTokens = promptTokens;
+    this.#lease = lease;
+    this.#signal = signal;
+    // A reader that stalls must not hold the sequence of a call that is over: the abort gives it back by itself.
+    signal.addEventListener("abort", this.#release, { once: true });
+  }
+
+  get engine(): string | undefined {
+    return this.#lease.engine;
+  }
+
+  get queueMs(): number {
+    return this.#lease.queueMs;
+  }
+
+  readonly #release = (): void => {
+    const { usage, isRefused } = this.parts;
+    // An engine that was left before its first report has read some of the prompt, and nobody knows how much.
+    const read = usage.promptTokens || (isRefused ? 0 : this.#promptTokens);
+    this.#lease.settle(read + usage.completionTokens);
+    this.#lease[Symbol.dispose]();
+  };
+
+  [Symbol.dispose](): void {
+    this.#signal.removeEventListener("abort", this.#release);
+    this.#release();
+  }
 }
 
 /** Tokens that chat templates may add: a few for each message, and a preamble for the system prompt and tools. */

@@ -1,6 +1,8 @@
+import type { Writable } from "node:stream";
 import type { ConnectError } from "@connectrpc/connect";
 import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import { AppError } from "../errors.ts";
+import { StallTimer } from "../lib/stall-timer.ts";
 import type { Call } from "../rpc/call.ts";
 import type { DirectMethod, DirectStream } from "../rpc/direct.ts";
 import { recordOutcome } from "../rpc/error-mapping.ts";
@@ -56,7 +58,7 @@ export async function runDirect(
     if (asked === undefined) return await runRpc(handler, call, { ...exchange, body }, options);
     call.dispatched = true;
     if (asked.isStream) {
-      using sender = openSender(wire, exchange, asked.heartbeat, options.heartbeatMs);
+      using sender = new Sender(wire, response, asked.heartbeat, options.heartbeatMs);
       await sendStream(asked.answer({ call, signal }), sender, call, exchange);
     } else {
       const message = await asked.answer({ call, signal });
@@ -89,51 +91,52 @@ function usualWire({ method, headers }: NodeRequest, isStream: boolean): Wire | 
 const unsentBytesMax = 16 * 1024;
 
 /** The way of a stream's messages to its reader. Its first message sends the head. */
-interface Sender extends Disposable {
-  readonly hasBegun: boolean;
-  /** Resolves at once as long as the reader keeps up. */
-  send(message: Buffer): Promise<void> | undefined;
-  /** Ends the answer. */
-  end(error?: ConnectError): void;
-}
+class Sender implements Disposable {
+  hasBegun = false;
+  readonly #wire: Wire;
+  readonly #response: NodeResponse;
+  /** Over HTTP/2 the stream itself: it knows how much its reader has not taken yet. */
+  readonly #body: Writable;
+  readonly #silence: StallTimer;
 
-function openSender(
-  wire: Wire,
-  { response }: HttpExchange,
-  heartbeat: Buffer,
-  heartbeatMs: number,
-): Sender {
-  // Over HTTP/2 the stream itself: it knows how much its reader has not taken yet.
-  const body = "stream" in response ? response.stream : response;
-  let hasBegun = false;
-  const begin = () => {
-    if (!hasBegun) writeHead(response, 200, wire.contentType);
-    hasBegun = true;
-  };
-  const timer = setInterval(() => {
-    // A reader who has not taken the last message knows that there is more.
-    if (body.writableLength > 0 || body.destroyed) return;
-    begin();
-    body.write(heartbeat);
-  }, heartbeatMs);
-  return {
-    get hasBegun() {
-      return hasBegun;
-    },
-    send(message) {
-      begin();
-      // The time without a message begins anew.
-      timer.refresh();
-      if (body.writableLength >= unsentBytesMax) return written(response, message, stallMs);
-      body.write(message);
-      return undefined;
-    },
-    end(error) {
-      begin();
-      end(response, wire.end(error));
-    },
-    [Symbol.dispose]: () => clearInterval(timer),
-  };
+  constructor(wire: Wire, response: NodeResponse, heartbeat: Buffer, heartbeatMs: number) {
+    this.#wire = wire;
+    this.#response = response;
+    this.#body = "stream" in response ? response.stream : response;
+    this.#silence = new StallTimer(heartbeatMs, () => {
+      this.#silence.restart(heartbeatMs);
+      // A reader who has not taken the last message knows that there is more.
+      if (this.#body.writableLength > 0 || this.#body.destroyed) return;
+      this.#begin();
+      this.#body.write(heartbeat);
+    });
+  }
+
+  /** Resolves at once as long as the reader keeps up. */
+  send(message: Buffer): Promise<void> | undefined {
+    this.#begin();
+    this.#silence.touch();
+    if (this.#body.writableLength >= unsentBytesMax)
+      return written(this.#response, message, stallMs);
+    this.#body.write(message);
+    return undefined;
+  }
+
+  /** Ends the answer. */
+  end(error?: ConnectError): void {
+    this.#begin();
+    end(this.#response, this.#wire.end(error));
+  }
+
+  [Symbol.dispose](): void {
+    this.#silence.stop();
+  }
+
+  #begin(): void {
+    if (this.hasBegun) return;
+    this.hasBegun = true;
+    writeHead(this.#response, 200, this.#wire.contentType);
+  }
 }
 
 async function sendStream(

@@ -220,13 +220,12 @@ async function play(schedule: Schedule) {
       try {
         const seat = await asked;
         observer.begins(planned);
-        return {
-          ...seat,
-          settle(real) {
-            observer.charge(planned.client, real - planned.expected);
-            seat.settle(real);
-          },
+        const settle = seat.settle.bind(seat);
+        seat.settle = (real) => {
+          observer.charge(planned.client, real - planned.expected);
+          settle(real);
         };
+        return seat;
       } catch (error) {
         observer.leaves(planned);
         throw error;

@@ -247,28 +247,25 @@ function watched(admission: Admission, pool: EnginePool, world: World): Admissio
       const lease = await admission.enter(call, signal);
       let isOver = false;
       let moves = 0;
-      return Object.defineProperties({} as typeof lease, {
-        ...Object.getOwnPropertyDescriptors(lease),
-        move: {
-          value: async () => {
-            const { engine = "" } = lease;
-            world.moving += 1;
-            moves += 1;
-            const isFirst = moves === 1;
-            const isMoved = await lease.move();
-            world.moving -= 1;
-            if (isMoved && !isFirst) world.broken.push("a second retry");
-            if (isMoved && lease.engine === engine) world.broken.push("the same engine again");
-            if (!isMoved && isFirst && !isOver && pool.hasOther(engine))
-              world.broken.push("no retry although there is another engine");
-            return isMoved;
-          },
+      const move = lease.move.bind(lease);
+      const dispose = lease[Symbol.dispose].bind(lease);
+      return Object.assign(lease, {
+        async move() {
+          const { engine = "" } = lease;
+          world.moving += 1;
+          moves += 1;
+          const isFirst = moves === 1;
+          const isMoved = await move();
+          world.moving -= 1;
+          if (isMoved && !isFirst) world.broken.push("a second retry");
+          if (isMoved && lease.engine === engine) world.broken.push("the same engine again");
+          if (!isMoved && isFirst && !isOver && pool.hasOther(engine))
+            world.broken.push("no retry although there is another engine");
+          return isMoved;
         },
-        [Symbol.dispose]: {
-          value: () => {
-            isOver = true;
-            lease[Symbol.dispose]();
-          },
+        [Symbol.dispose]() {
+          isOver = true;
+          dispose();
         },
       });
     },

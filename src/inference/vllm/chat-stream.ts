@@ -1,12 +1,12 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { AppError } from "../../errors.ts";
 import { monotonicClock } from "../../lib/clock.ts";
+import { StallTimer } from "../../lib/stall-timer.ts";
 import type { ChatPart, ChatStream, Usage } from "../engine.ts";
 import { AnswerReader } from "./answer-reader.ts";
 import { corrupt, tooSlow } from "./errors.ts";
 import type { Exchange, Receiver } from "./exchange.ts";
 import { checkHead, REFUSAL_MS_MAX, Refusal } from "./reply.ts";
-import { StallTimer } from "./stall-timer.ts";
 import type { Upstream } from "./upstream.ts";
 
 export interface ChatStreamOptions {

@@ -1,10 +1,10 @@
 import type { IncomingHttpHeaders } from "node:http";
 import type { AppError } from "../../errors.ts";
+import { StallTimer } from "../../lib/stall-timer.ts";
 import { corrupt, tooSlow } from "./errors.ts";
 import type { Exchange, Receiver, UpstreamRequest } from "./exchange.ts";
 import { parseJsonObject } from "./json.ts";
 import { checkHead, Refusal } from "./reply.ts";
-import { StallTimer } from "./stall-timer.ts";
 import type { Upstream } from "./upstream.ts";
 
 export interface FetchOptions {
