@@ -43,7 +43,8 @@ export class VllmChatStream
   #paused = false;
   #failure: { readonly error: unknown } | undefined;
   #waiter: PromiseWithResolvers<PartResult> | undefined;
-  #waking = false;
+  /** Events that had come when the last read ended. */
+  #eventCount = 0;
 
   constructor(options: ChatStreamOptions) {
     this.#options = options;
@@ -111,34 +112,31 @@ export class VllmChatStream
       if (!this.#refusal.add(bytes.subarray(start, end))) this.#fail(this.#refusal.toError());
       return;
     }
-    const { eventCount } = reader;
     try {
       reader.read(bytes, start, end);
     } catch (error) {
       this.#fail(error);
-      return;
-    }
-    if (reader.eventCount > eventCount) this.#onProgress();
-    if (reader.parts.unread > UNREAD_MAX && !this.#paused && !reader.done) {
-      this.#paused = true;
-      queueMicrotask(this.#pause);
     }
   }
 
-  /**
-   * Once for all that the read has brought: each piece of it is still told, and has to be kept.
-   */
-  readonly #pause = (): void => {
-    if (!this.#paused || this.#state === "over") return;
-    this.#reader.parts.compact();
+  /** By now all that one read has brought is in the queue: a consumer gets it in one piece. */
+  onReadEnd(): void {
+    const { eventCount, parts, done } = this.#reader;
+    if (eventCount > this.#eventCount) this.#onProgress();
+    this.#eventCount = eventCount;
+    if (parts.unread <= UNREAD_MAX || this.#paused || done) return;
+    this.#paused = true;
+    parts.compact();
     this.#stall?.pause();
     this.#exchange?.pause();
-  };
+  }
 
   onEnd(): void {
     if (this.#refusal !== undefined) this.#fail(this.#refusal.toError());
-    else if (this.#reader.done) this.#stop();
-    else this.#fail(corrupt("the engine stopped in the middle of an answer", "no [DONE]"));
+    else if (this.#reader.done) {
+      this.firstPartAt ??= monotonicClock();
+      this.#stop();
+    } else this.#fail(corrupt("the engine stopped in the middle of an answer", "no [DONE]"));
   }
 
   onError(error: AppError): void {
@@ -155,7 +153,7 @@ export class VllmChatStream
       this.#state = "streaming";
       this.#stall?.restart(this.#options.betweenChunksMs);
     } else this.#stall?.touch();
-    this.#wake();
+    this.#answer();
   }
 
   readonly #onStall = (): void => {
@@ -183,20 +181,8 @@ export class VllmChatStream
     this.#options.signal.removeEventListener("abort", this.#onAbort);
     this.#stall?.stop();
     this.#exchange?.abort();
-    this.#wake();
-  }
-
-  /** Answers a waiting consumer in a microtask: by then all that this read of the socket brought is in the queue. */
-  #wake(): void {
-    if (this.#waiter === undefined || this.#waking) return;
-    this.#waking = true;
-    queueMicrotask(this.#onWake);
-  }
-
-  readonly #onWake = (): void => {
-    this.#waking = false;
     this.#answer();
-  };
+  }
 
   #answer(): void {
     const waiter = this.#waiter;

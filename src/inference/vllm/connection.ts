@@ -12,8 +12,10 @@ export interface ConnectionTarget {
   readonly connectMs: number;
 }
 
-/** Who gets the reply to the request that a connection carries: `onHead`, `onData`, then one of the others, once. */
+/** Who gets the reply to the request that a connection carries: `onHead`, `onData`, then `onEnd` or `onLost`, once. */
 export interface ConnectionUser extends ReplySink {
+  /** All is told that one read has brought, and more is to come. */
+  onReadEnd(): void;
   /** The reply is complete, and the connection free or gone. */
   onEnd(): void;
   /** The connection is lost, or says what cannot be read. `responding`: the server had begun to answer. */
@@ -122,6 +124,7 @@ export class Connection {
     try {
       const taken = reader.read(bytes, length);
       if (reader.isDone) this.#endReply(taken === length && reader.keepsConnection);
+      else this.#user?.onReadEnd();
     } catch (error) {
       this.close(error instanceof Error ? error : new Error(String(error)));
     }

@@ -16,12 +16,14 @@ export interface UpstreamRequest {
 
 /**
  * Who gets the reply, in this order: `onHead` once, `onData` any number of times, then `onEnd`; `onError` instead of
- * whatever has not come yet. All are called straight from the parser and must not throw.
+ * whatever has not come yet. All are called as the socket is read and must not throw.
  */
 export interface Receiver {
   onHead(status: number, headers: IncomingHttpHeaders): void;
   /** A piece of the body: `bytes` from `start` to before `end`, valid during the call only. */
   onData(bytes: Buffer, start: number, end: number): void;
+  /** All is told that one read of the socket has brought, and more is to come. */
+  onReadEnd?(): void;
   onEnd(): void;
   onError(error: AppError): void;
 }
@@ -93,11 +95,11 @@ export class Exchange implements ConnectionUser {
 
   /** Stops reading, so that the engine's side fills up and waits. */
   pause(): void {
-    this.#connection?.pause();
+    if (this.#receiver !== undefined) this.#connection?.pause();
   }
 
   resume(): void {
-    this.#connection?.resume();
+    if (this.#receiver !== undefined) this.#connection?.resume();
   }
 
   onHead(status: number, headers: IncomingHttpHeaders): void {
@@ -106,6 +108,10 @@ export class Exchange implements ConnectionUser {
 
   onData(bytes: Buffer, start: number, end: number): void {
     this.#receiver?.onData(bytes, start, end);
+  }
+
+  onReadEnd(): void {
+    this.#receiver?.onReadEnd?.();
   }
 
   onEnd(): void {
