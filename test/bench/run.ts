@@ -1,5 +1,5 @@
 /**
- * What the gateway costs (`npm run bench`, ten minutes): beside the engine asked directly, nginx, and the handler that one
+ * What the gateway costs (`npm run bench`, a quarter of an hour): beside the engine asked directly, nginx, and the handler that one
  * writes first (plain-handler.ts), on the same engine (engine.ts), in one run. This process makes the load. Every run is
  * printed; medians go into README.md and README.fr.md. `npm run bench -- short` is for working on the gateway: each case
  * once and shorter, and the documents stay as they are.
