@@ -11,6 +11,8 @@ export interface Running extends AsyncDisposable {
   readonly url: string;
   /** Its process group: the program and whatever it started. */
   readonly group: number;
+  /** Ends it as an operator does. Resolves when it is gone. */
+  stop(): Promise<void>;
 }
 
 export function startEngine(tokensPerSecond: number): Promise<Running> {
@@ -121,6 +123,11 @@ export function toRunning(url: string, child: ChildProcess): Running {
   return {
     url,
     group: child.pid ?? 0,
+    async stop() {
+      const closed = once(child, "close");
+      child.kill("SIGTERM");
+      await closed;
+    },
     async [Symbol.asyncDispose]() {
       const closed = once(child, "close");
       endGroup(child);

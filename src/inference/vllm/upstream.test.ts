@@ -1,7 +1,15 @@
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { startFakeVllm } from "../../../test/support/fake-vllm.ts";
-import { canary, chat, engineFor } from "../../../test/support/fake-vllm-chats.ts";
-import { answer, hangUp, wholeAnswer } from "../../../test/support/fake-vllm-replies.ts";
+import { canary, chat, chatRequest, engineFor } from "../../../test/support/fake-vllm-chats.ts";
+import {
+  answer,
+  hangUp,
+  refuse,
+  type Script,
+  silence,
+  wholeAnswer,
+} from "../../../test/support/fake-vllm-replies.ts";
 import { AppError } from "../../errors.ts";
 
 const text = ["Un", " été", " à", " Besançon"];
@@ -83,4 +91,91 @@ describe("U8: a connection that was kept open", () => {
     expect(performance.now() - startedAt).toBeLessThan(500);
     expect(await (await vllm.request(0)).closed).toBe("aborted");
   });
+});
+
+describe("connections, whatever callers and the engine do", () => {
+  /** What the engine does with a request. */
+  const fates: Record<string, (text: string[]) => Script> = {
+    answers: (own) => answer({ text: own }),
+    "answers and closes": (own) => async (reply, request) => {
+      reply.response.setHeader("connection", "close");
+      await answer({ text: own })(reply, request);
+    },
+    "says nothing for ever": () => async (reply) => {
+      reply.head();
+      while (!reply.response.closed) {
+        await reply.bytes(": ping\n\n");
+        await new Promise(setImmediate);
+      }
+    },
+    "stops in an answer": (own) => answer({ text: own }, { after: 3, by: (r) => r.cut("rst") }),
+    "closes in an answer": (own) => answer({ text: own }, { after: 3, by: (r) => r.cut("fin") }),
+    "hangs up": () => hangUp("fin"),
+    resets: () => hangUp("rst"),
+    refuses: () => refuse(503),
+    "says nothing": () => silence,
+  };
+  const calls = fc.array(
+    fc.record({
+      fate: fc.constantFrom(...Object.keys(fates)),
+      /** After how many parts its caller leaves, and after how many turns of the event loop at the latest. */
+      parts: fc.nat(6),
+      turns: fc.nat(60),
+    }),
+    { minLength: 1, maxLength: 24 },
+  );
+
+  it("are never mixed up, never lost, and never too many", async () => {
+    await fc.assert(
+      fc.asyncProperty(calls, async (planned) => {
+        await using vllm = await startFakeVllm();
+        await using engine = engineFor(vllm, { connections: 3 });
+        const textOf = (index: number) =>
+          Array.from({ length: 4 }, (_, part) => `<${index}.${part}>`);
+        const serve: Script = (reply, request) => {
+          const { messages } = request.body as { messages: { content: string }[] };
+          const index = Number(messages[0]?.content);
+          const script = fates[planned[index]?.fate ?? "answers"];
+          return script?.(textOf(index))(reply, request);
+        };
+        vllm.reply(...Array(200).fill(serve));
+        const ask = (index: number, signal: AbortSignal) =>
+          engine.chat(
+            chatRequest({ messages: [{ role: "user", content: `${index}`, toolCalls: [] }] }),
+            signal,
+          );
+        const run = async ({ parts, turns }: (typeof planned)[number], index: number) => {
+          const leaving = new AbortController();
+          void (async () => {
+            for (let turn = 0; turn < turns; turn += 1) await new Promise(setImmediate);
+            leaving.abort(new Error("left"));
+          })();
+          let text = "";
+          let taken = 0;
+          try {
+            for await (const part of ask(index, leaving.signal)) {
+              if (part.type === "text-delta") text += part.text;
+              taken += 1;
+              if (taken > parts) break;
+            }
+          } catch {
+            // What it gets until then has to be its own.
+          }
+          expect(textOf(index).join("").startsWith(text), `${text} for ${index}`).toBe(true);
+        };
+        await Promise.all(planned.map(run));
+        expect(vllm.sockets.size).toBeLessThanOrEqual(3 + planned.length);
+        // All three connections can be had again, at once.
+        const last = [1000, 1001, 1002].map(async (index) => {
+          let text = "";
+          for await (const part of ask(index, new AbortController().signal))
+            if (part.type === "text-delta") text += part.text;
+          expect(text).toBe(textOf(index).join(""));
+        });
+        await Promise.all(last);
+        expect(vllm.sockets.size).toBeLessThanOrEqual(3);
+      }),
+      { numRuns: 60 },
+    );
+  }, 30_000);
 });
