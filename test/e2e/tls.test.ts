@@ -3,7 +3,14 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { type AddressInfo, connect as connectTcp } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type ConnectionOptions, connect, createServer, type TLSSocket } from "node:tls";
+import {
+  type ConnectionOptions,
+  connect,
+  createServer,
+  getCACertificates,
+  setDefaultCACertificates,
+  type TLSSocket,
+} from "node:tls";
 import { Code, createClient, type Transport } from "@connectrpc/connect";
 import {
   createConnectTransport,
@@ -12,7 +19,10 @@ import {
 } from "@connectrpc/connect-node";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
+import { eventually } from "../support/eventually.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
+import { type Chat, chatEvents } from "../support/fake-vllm-answer.ts";
+import { chat, chatRequest, engineFor } from "../support/fake-vllm-chats.ts";
 import { startProgram } from "../support/program.ts";
 import { ask, head, openRaw } from "../support/raw-http.ts";
 import { preface } from "../support/raw-http2.ts";
@@ -181,18 +191,27 @@ describe.skipIf(openssl === undefined)("the port under TLS", () => {
     expect(performance.now() - start).toBeGreaterThan(8000);
   }, 30_000);
 
-  it("reaches an engine under TLS whose certificate it trusts, and no other", async () => {
+  /** The fake vLLM, under TLS. */
+  async function startTlsEngine() {
     const cert = await readFile(certificate.TLS_CERT_FILE);
     const key = await readFile(certificate.TLS_KEY_FILE);
-    await using engine = createServer({ cert, key }, (socket) => {
+    const server = createServer({ cert, key }, (socket) => {
       const behind = connectTcp(Number(vllm.url.port), vllm.url.hostname);
       socket.on("error", () => behind.destroy()).pipe(behind);
       behind.on("error", () => socket.destroy()).pipe(socket);
     });
-    await once(engine.listen(0, "127.0.0.1"), "listening");
-    const { port } = engine.address() as AddressInfo;
+    await once(server.listen(0, "127.0.0.1"), "listening");
+    const { port } = server.address() as AddressInfo;
+    return {
+      url: `https://localhost:${port}`,
+      [Symbol.asyncDispose]: () => server[Symbol.asyncDispose](),
+    };
+  }
+
+  it("reaches an engine under TLS whose certificate it trusts, and no other", async () => {
+    await using engine = await startTlsEngine();
     const env = {
-      VLLM_URL: `https://localhost:${port}`,
+      VLLM_URL: engine.url,
       API_KEYS: `erp:${erpKey}`,
       PROCESSES: "1",
     };
@@ -209,6 +228,43 @@ describe.skipIf(openssl === undefined)("the port under TLS", () => {
     for (const each of [trusting, wary]) each.signalAll("SIGKILL");
     await Promise.all([trusting.ended, wary.ended]);
   }, 20_000);
+
+  it.each([
+    ["takes everything slowly", false],
+    ["leaves", true],
+  ])("has its connection to an engine under TLS back when a caller %s", async (_, leaves) => {
+    const known = getCACertificates("default");
+    setDefaultCACertificates([...known, ca]);
+    await using tls = await startTlsEngine();
+    const options = { connections: 1, timeouts: { firstByteMs: 2000 } };
+    await using engine = engineFor(vllm, { url: new URL(tls.url), ...options });
+    const taken = Promise.withResolvers<void>();
+    // More than one record of TLS, and more than may wait for a reader: a record that has arrived is told after a pause too.
+    const text = Array<string>(60).fill("many words that nobody takes ".repeat(4));
+    vllm.reply(async (reply, request) => {
+      reply.head();
+      const events = [...chatEvents(request.body as Chat, { text })].map(
+        (event) => `data: ${typeof event === "string" ? event : JSON.stringify(event)}\n\n`,
+      );
+      await reply.bytes(events.slice(0, 2).join(""));
+      await taken.promise;
+      reply.socket.cork();
+      await reply.bytes(events.slice(2).join(""));
+      reply.end();
+      reply.socket.uncork();
+    });
+    const caller = new AbortController();
+    const stream = engine.chat(chatRequest({ maxTokens: 1000 }), caller.signal);
+    const parts = stream[Symbol.asyncIterator]();
+    await parts.next();
+    taken.resolve();
+    await eventually("all is read", () => stream.usage.completionTokens >= text.length);
+    if (leaves) caller.abort();
+    if (leaves) await parts.return?.();
+    else while (!(await parts.next()).done);
+    expect((await chat(engine)).error).toBeUndefined();
+    setDefaultCACertificates(known);
+  });
 
   it("does not start with a certificate that cannot be used", async () => {
     const missing = { ...certificate, TLS_CERT_FILE: join(folder, "missing.pem") };

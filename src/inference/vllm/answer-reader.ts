@@ -90,7 +90,8 @@ export class AnswerReader implements ChunkSink {
     parseChunk(data, this.#usage, this);
     if (this.#shapesLeft === 0) return;
     const shape = ChunkShape.learn(data);
-    if (shape === undefined) return;
+    // One that is known, of an event that was cut or has an unusual escape.
+    if (shape === undefined || this.#shape?.equals(shape)) return;
     this.#shape = shape;
     this.#shapesLeft -= 1;
   }

@@ -146,8 +146,10 @@ export class VllmChatStream
   #onProgress(): void {
     this.firstPartAt ??= monotonicClock();
     if (this.#reader.done) {
-      // All was said. The reply is still read to its end, so that the connection can be used again.
+      // All was said. The reply is still read to its end, so that the connection can be used again. It may be paused: under
+      // TLS, records that have arrived are told after that too.
       this.#options.signal.removeEventListener("abort", this.#onAbort);
+      this.#readOn();
       this.#stall?.restart(DRAIN_MS_MAX);
     } else if (this.#state === "connecting") {
       this.#state = "streaming";
@@ -173,6 +175,7 @@ export class VllmChatStream
   #fail(error: unknown): void {
     if (this.#state === "over") return;
     if (!this.#reader.done) this.#failure = { error };
+    if (this.#reader.eventCount > 0) this.firstPartAt ??= monotonicClock();
     this.#stop();
   }
 
@@ -195,11 +198,14 @@ export class VllmChatStream
     else return;
     this.#waiter = undefined;
     if (part === undefined) this.#failure = undefined;
-    if (this.#paused && this.#reader.parts.unread < UNREAD_MAX / 2) {
-      this.#paused = false;
-      this.#stall?.resume();
-      this.#exchange?.resume();
-    }
+    if (this.#reader.parts.unread < UNREAD_MAX / 2) this.#readOn();
+  }
+
+  #readOn(): void {
+    if (!this.#paused) return;
+    this.#paused = false;
+    this.#stall?.resume();
+    this.#exchange?.resume();
   }
 }
 

@@ -102,6 +102,20 @@ describe("the shape of an answer's events", () => {
     );
   });
 
+  it("is learned from an event that has no usage", () => {
+    const bare = (text: string) => `{"choices":[{"index":0,"delta":{"content":"${text}"}}]}`;
+    const shape = learned(bare("a"));
+    expect(matches(shape, bare("b"))).toBe(true);
+    expect(matched(shape)).toEqual(parsed(bare("b")));
+  });
+
+  it("has nothing of an event that does not match", () => {
+    const shape = learned(event("a", 13, 1));
+    expect(matches(shape, event("b", 14, 2))).toBe(true);
+    expect(matches(shape, event("\\x", 99, 99))).toBe(false);
+    expect(shape.usageAfter(before).completionTokens).toBe(2);
+  });
+
   it("matches texts with escapes, but for those that can be half a code point", () => {
     const shape = learned(event('\\"a\\n', 13, 1));
     for (const text of ["\\n", '\\"', "é\\\\", "\\t😀\\/"]) {

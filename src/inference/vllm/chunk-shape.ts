@@ -34,7 +34,11 @@ export class ChunkShape {
     if ((tail.length !== 1 && tail.length !== 3) || data.includes("\n")) return undefined;
 
     const said = listen(
-      head + probe.text + tail.map((piece, index) => piece + (probe.counts[index] ?? "")).join(""),
+      head +
+        probe.text +
+        tail
+          .map((piece, index) => piece + (tail.length > 1 ? (probe.counts[index] ?? "") : ""))
+          .join(""),
     );
     const isProven =
       said?.text === probe.text &&
@@ -76,6 +80,7 @@ export class ChunkShape {
       }
     }
     const textEnd = at;
+    let completionTokens = 0;
     if (textEnd === textAt) return -1;
     at = skip(bytes, at, end, first);
     if (at !== -1 && second !== undefined) {
@@ -85,7 +90,7 @@ export class ChunkShape {
       if (at !== -1) at = skipCount(bytes, at, end);
       const countEnd = at;
       if (at !== -1) at = skip(bytes, at, end, third);
-      if (at !== -1) this.#completionTokens = toCount(bytes, countAt, countEnd);
+      completionTokens = toCount(bytes, countAt, countEnd);
     }
     if (at === -1) return -1;
     if (isEscaped) {
@@ -93,7 +98,17 @@ export class ChunkShape {
       if (text === undefined) return -1;
       this.text = text;
     } else this.text = bytes.toString(isAscii ? "latin1" : "utf8", textAt, textEnd);
+    this.#completionTokens = completionTokens;
     return at;
+  }
+
+  /** Whether the same events match. */
+  equals(other: ChunkShape): boolean {
+    const [one, another] = [this, other].map((shape) => [shape.#head, ...shape.#tail]);
+    return (
+      one?.length === another?.length &&
+      one?.every((piece, index) => another?.[index]?.equals(piece)) === true
+    );
   }
 
   /** The usage after the event that matched last: what it reported, and the rest as it was before. */

@@ -49,6 +49,8 @@ export class Connection {
   #error: Error | undefined;
   /** The request that is about to be written to a used connection. */
   #writing: NodeJS.Immediate | undefined;
+  /** Present until the turn of the event loop is over in which the last reply has ended. */
+  #ending: NodeJS.Immediate | undefined;
 
   constructor(target: ConnectionTarget, keeper: ConnectionKeeper) {
     this.#keeper = keeper;
@@ -71,6 +73,7 @@ export class Connection {
         clearTimeout(timer);
         clearTimeout(this.#idleTimer);
         clearImmediate(this.#writing);
+        clearImmediate(this.#ending);
         this.#lose(this.#error ?? connectionLoss());
         keeper.onClosed(this);
       });
@@ -87,8 +90,13 @@ export class Connection {
       this.#socket.write(body === undefined ? bytes : Buffer.concat([bytes, body]));
     };
     // What the server has sent to a connection that was idle, or that it has closed it, is read before: a next request would
-    // take those bytes for its reply (as in undici, GHSA-35p6-xmwp-9g52).
-    if (this.used) this.#writing = setImmediate(write);
+    // take those bytes for its reply (as in undici, GHSA-35p6-xmwp-9g52). In the turn in which the last reply has ended, nobody
+    // has looked for such bytes yet.
+    const later = () => {
+      this.#writing = setImmediate(write);
+    };
+    if (this.#ending !== undefined) this.#writing = setImmediate(later);
+    else if (this.used) later();
     else write();
   }
 
@@ -140,6 +148,11 @@ export class Connection {
     user?.onEnd();
     if (!isKept) return;
     this.#idleTimer.refresh();
+    // Under TLS, records that have arrived are told after a pause too: the reply's end may have been in one.
+    if (this.#socket.isPaused()) this.#socket.resume();
+    this.#ending = setImmediate(() => {
+      this.#ending = undefined;
+    });
     this.#keeper.onFree(this);
   }
 

@@ -110,6 +110,21 @@ describe("a reply, however the network has cut it", () => {
   });
 });
 
+describe("a head as long as may be", () => {
+  it.each([
+    ["spaces around nothing", " ".repeat(16_000), 200],
+    ["spaces within a value", `a${" ".repeat(16_000)}b`, 200],
+    ["spaces before what is refused", `${" ".repeat(16_000)}\u0001`, undefined],
+  ])("is read in no time to speak of: %s", (_, value, status) => {
+    const startedAt = process.cpuUsage();
+    const read = () => readAll([Buffer.from(`${ok}content-length: 0\r\nx:${value}\r\n\r\n`)]);
+    if (status === undefined) expect(read).toThrow(Error);
+    else expect(read().heads[0]).toMatchObject({ status });
+    // Linear work takes a millisecond, an expression that tries every way minutes.
+    expect(process.cpuUsage(startedAt).user).toBeLessThan(200_000);
+  });
+});
+
 describe("what could be understood in two ways is refused, however it is cut", () => {
   const replies: Record<string, string> = {
     "no HTTP": "ICY 200 OK\r\n\r\n",
