@@ -84,12 +84,9 @@ export class ChunkShape {
     if (textEnd === textAt) return -1;
     at = skip(bytes, at, end, first);
     if (at !== -1 && second !== undefined) {
-      at = skipCount(bytes, at, end);
-      if (at !== -1) at = skip(bytes, at, end, second);
-      const countAt = at;
-      if (at !== -1) at = skipCount(bytes, at, end);
-      const countEnd = at;
-      if (at !== -1) at = skip(bytes, at, end, third);
+      const countAt = skip(bytes, skipCount(bytes, at, end), end, second);
+      const countEnd = skipCount(bytes, countAt, end);
+      at = skip(bytes, countEnd, end, third);
       completionTokens = toCount(bytes, countAt, countEnd);
     }
     if (at === -1) return -1;
@@ -177,10 +174,10 @@ function listen(event: string): Said | undefined {
   return said !== undefined && texts.length === 1 && isUsual ? { ...said, usage } : undefined;
 }
 
-/** Where these bytes end when they begin at `at`; -1 when others do. */
+/** Where these bytes end when they begin at `at`; -1 when others do, or when `at` is -1. */
 function skip(bytes: Buffer, at: number, end: number, piece: Buffer): number {
   const next = at + piece.length;
-  if (next > end) return -1;
+  if (at === -1 || next > end) return -1;
   if (piece.length > LOOP_BYTES_MAX)
     return bytes.compare(piece, 0, piece.length, at, next) === 0 ? next : -1;
   for (let index = 0; index < piece.length; index += 1)
@@ -188,8 +185,9 @@ function skip(bytes: Buffer, at: number, end: number, piece: Buffer): number {
   return next;
 }
 
-/** Where the count ends that begins at `at`; -1 when there is none, or none that JSON and a number can hold. */
+/** Where the count ends that begins at `at`; -1 when there is none, none that JSON and a number can hold, or `at` is -1. */
 function skipCount(bytes: Buffer, at: number, end: number): number {
+  if (at === -1) return -1;
   let next = at;
   while (next < end && isDigit(bytes[next] ?? 0)) next += 1;
   const hasLeadingZero = bytes[at] === ZERO && next - at > 1;
