@@ -33,7 +33,12 @@ export class SseDecoder {
 
   /** Whether nothing is kept of what was read: the next byte begins an event, or something between events. */
   get isBetweenEvents(): boolean {
-    return !this.#hasData && !this.#afterCr && !this.#atStart && this.#line.length === 0;
+    return !this.#hasData && !this.#afterCr && this.#line.length === 0;
+  }
+
+  /** Says that the next event was read by the caller: only between events. */
+  passEvent(): void {
+    this.#atStart = false;
   }
 
   /**

@@ -5,13 +5,14 @@ import type { Fixture } from "../../../test/support/fake-vllm-replies.ts";
 import { AppError } from "../../errors.ts";
 import type { ChatPart } from "../engine.ts";
 import { AnswerReader } from "./answer-reader.ts";
+import { ChunkShapes } from "./chunk-shapes.ts";
 
 /** What a read buffer has around what was read. */
 const stale = Buffer.from("x");
 
 /** Reads a stream of these bytes. The parts and the usage are those that a consumer would have got. */
 const read = (pieces: readonly Uint8Array[], maxTokens = 100) => {
-  const reader = new AnswerReader(maxTokens);
+  const reader = new AnswerReader(maxTokens, new ChunkShapes());
   const parts: ChatPart[] = [];
   let error: unknown;
   try {

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { AppError } from "../../errors.ts";
 import { SseDecoder } from "../../lib/sse.ts";
 import { type FinishReason, noUsage, type Usage } from "../engine.ts";
-import { ChunkShape } from "./chunk-shape.ts";
+import type { ChunkShapes } from "./chunk-shapes.ts";
 import { corrupt } from "./errors.ts";
 import { unreadable } from "./json.ts";
 import { type ChunkSink, parseChunk } from "./parse-chunk.ts";
@@ -22,23 +22,30 @@ export class AnswerReader implements ChunkSink {
   readonly #decoder = new SseDecoder((data) => this.#onEvent(data));
   readonly #eventCountMax: number;
   readonly #calls = new Set<number>();
+  readonly #shapes: ChunkShapes;
   #bytesLeft: number;
-  #shape: ChunkShape | undefined;
-  /** What the last event matched; undefined when it was parsed. */
-  #matched: ChunkShape | undefined;
-  /** As the last event that was parsed has left it. */
-  #usage: Usage = noUsage;
   #shapesLeft = SHAPES_PER_ANSWER;
+  #promptTokens = noUsage.promptTokens;
+  #completionTokens = noUsage.completionTokens;
+  #cachedPromptTokens = noUsage.cachedPromptTokens;
   #finishReason: FinishReason | undefined;
 
-  /** `maxTokens` is what the engine was allowed: an answer far beyond it is an engine gone wrong. */
-  constructor(maxTokens: number) {
+  /**
+   * `maxTokens` is what the engine was allowed: an answer far beyond it is an engine gone wrong. `shapes` are those of the
+   * engine, which answers share.
+   */
+  constructor(maxTokens: number, shapes: ChunkShapes) {
+    this.#shapes = shapes;
     this.#eventCountMax = EVENTS_PER_ANSWER + maxTokens * EVENTS_PER_TOKEN;
     this.#bytesLeft = BYTES_PER_ANSWER + maxTokens * BYTES_PER_TOKEN;
   }
 
   get usage(): Usage {
-    return this.#matched?.usageAfter(this.#usage) ?? this.#usage;
+    return {
+      promptTokens: this.#promptTokens,
+      completionTokens: this.#completionTokens,
+      cachedPromptTokens: this.#cachedPromptTokens,
+    };
   }
 
   /**
@@ -51,14 +58,12 @@ export class AnswerReader implements ChunkSink {
     const decoder = this.#decoder;
     let at = start;
     while (at < end) {
-      const shape = this.#shape;
-      const next =
-        shape !== undefined && decoder.isBetweenEvents ? shape.match(bytes, at, end) : -1;
-      if (shape === undefined || next === -1) at = this.#decode(bytes, at, end);
+      const next = decoder.isBetweenEvents ? this.#shapes.match(bytes, at, end) : -1;
+      if (next === -1) at = this.#decode(bytes, at, end);
       else {
+        decoder.passEvent();
         this.#countEvent();
-        this.#matched = shape;
-        this.parts.pushText(shape.type, shape.text);
+        this.#onKnownEvent();
         at = next;
       }
     }
@@ -81,19 +86,28 @@ export class AnswerReader implements ChunkSink {
   #onEvent(data: string): void {
     this.#countEvent();
     if (data === "[DONE]") this.#onDone();
-    else this.#onUnusualEvent(data);
+    else if (this.#matches(data)) this.#onKnownEvent();
+    else {
+      parseChunk(data, this.usage, this);
+      if (this.#shapesLeft === 0) return;
+      this.#shapesLeft -= 1;
+      this.#shapes.learn(data);
+    }
   }
 
-  #onUnusualEvent(data: string): void {
-    this.#usage = this.usage;
-    this.#matched = undefined;
-    parseChunk(data, this.#usage, this);
-    if (this.#shapesLeft === 0) return;
-    const shape = ChunkShape.learn(data);
-    // One that is known, of an event that was cut or has an unusual escape.
-    if (shape === undefined || this.#shape?.equals(shape)) return;
-    this.#shape = shape;
-    this.#shapesLeft -= 1;
+  /** What was cut, or stood behind a comment, may still be as usual. */
+  #matches(data: string): boolean {
+    const event = Buffer.from(`data: ${data}\n\n`);
+    return this.#shapes.match(event, 0, event.length) === event.length;
+  }
+
+  #onKnownEvent(): void {
+    const { said } = this.#shapes;
+    if (said.promptTokens >= 0) this.#promptTokens = said.promptTokens;
+    if (said.completionTokens >= 0) this.#completionTokens = said.completionTokens;
+    if (said.cachedPromptTokens >= 0) this.#cachedPromptTokens = said.cachedPromptTokens;
+    if (said.text !== "") this.parts.pushText(said.type, said.text);
+    if (said.finishReason !== undefined) this.onFinish(said.finishReason);
   }
 
   #onDone(): void {
@@ -107,7 +121,9 @@ export class AnswerReader implements ChunkSink {
   }
 
   onUsage(usage: Usage): void {
-    this.#usage = usage;
+    this.#promptTokens = usage.promptTokens;
+    this.#completionTokens = usage.completionTokens;
+    this.#cachedPromptTokens = usage.cachedPromptTokens;
   }
 
   onText(type: "text-delta" | "reasoning-delta", text: string): void {
@@ -133,8 +149,8 @@ export class AnswerReader implements ChunkSink {
 
 const TOO_LONG = "the engine answered more than it was asked for";
 
-/** One for reasoning, one for text, and a few in case that they take turns: learning costs two parses of an event. */
-const SHAPES_PER_ANSWER = 4;
+/** Of a first answer: its begin, reasoning, text, end and usage, and a few more. Learning costs two parses of an event. */
+const SHAPES_PER_ANSWER = 8;
 
 /** One event per token is usual; a parser may make two or three of one token, and a few come around them. */
 const EVENTS_PER_TOKEN = 4;

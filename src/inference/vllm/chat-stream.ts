@@ -4,6 +4,7 @@ import { monotonicClock } from "../../lib/clock.ts";
 import { StallTimer } from "../../lib/stall-timer.ts";
 import type { ChatPart, ChatStream, Usage } from "../engine.ts";
 import { AnswerReader } from "./answer-reader.ts";
+import type { ChunkShapes } from "./chunk-shapes.ts";
 import { corrupt, tooSlow } from "./errors.ts";
 import type { Exchange, Receiver } from "./exchange.ts";
 import { checkHead, REFUSAL_MS_MAX, Refusal } from "./reply.ts";
@@ -15,6 +16,8 @@ export interface ChatStreamOptions {
   readonly body: () => Buffer;
   readonly traceparent?: string | undefined;
   readonly maxTokens: number;
+  /** What the events of this engine look like. */
+  readonly shapes: ChunkShapes;
   readonly firstByteMs: number;
   readonly betweenChunksMs: number;
   readonly signal: AbortSignal;
@@ -48,7 +51,7 @@ export class VllmChatStream
 
   constructor(options: ChatStreamOptions) {
     this.#options = options;
-    this.#reader = new AnswerReader(options.maxTokens);
+    this.#reader = new AnswerReader(options.maxTokens, options.shapes);
   }
 
   get usage(): Usage {

@@ -2,6 +2,7 @@ import { AppError } from "../../errors.ts";
 import { monotonicClock } from "../../lib/clock.ts";
 import type { Engine, TokenCountRequest } from "../engine.ts";
 import { VllmChatStream } from "./chat-stream.ts";
+import { ChunkShapes } from "./chunk-shapes.ts";
 import { fetchJson, fetchSuccess } from "./fetch-reply.ts";
 import { parseCount, unreadable } from "./json.ts";
 import { createModelList, parseModels } from "./model-list.ts";
@@ -52,6 +53,7 @@ export function createVllmEngine(options: VllmOptions): Engine {
   const cacheSaltOf = createCacheSalts(cacheSaltSecret);
   const { connectMs, firstByteMs, betweenChunksMs } = timeouts;
   const servers = new Servers({ urls, apiKey, connections, connectMs });
+  const shapes = new ChunkShapes();
   const disposing = new AbortController();
 
   const models = createModelList({
@@ -76,6 +78,7 @@ export function createVllmEngine(options: VllmOptions): Engine {
         body: () => toChatBody(request, cacheSaltOf(request.tenant)),
         traceparent: request.traceparent,
         maxTokens: request.maxTokens,
+        shapes,
         firstByteMs,
         betweenChunksMs,
         signal,
