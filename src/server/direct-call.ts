@@ -9,6 +9,7 @@ import { recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
+  bodyOf,
   cutOff,
   type NodeRequest,
   type NodeResponse,
@@ -53,7 +54,7 @@ export async function runDirect(
   const { signal } = scope;
   try {
     const bytes = options.bodyBytesMax + envelopeBytes;
-    const body = await readBody(request, { bytes, ms: deadline.ms, caller });
+    const body = await readBody(bodyOf(request), { bytes, ms: deadline.ms, caller });
     const asked = method.open(wire, body);
     if (asked === undefined) return await runRpc(handler, call, { ...exchange, body }, options);
     call.dispatched = true;
@@ -64,7 +65,7 @@ export async function runDirect(
       const message = await asked.answer({ call, signal });
       // As Connect does, and so that a client over HTTP/1.1 gets it in one piece.
       if (!wire.isEnveloped) response.setHeader("content-length", message.length);
-      writeHead(response, 200, wire.contentType);
+      writeWireHead(response, wire);
       end(response, wire.end(), message);
     }
   } catch (error) {
@@ -135,7 +136,7 @@ class Sender implements Disposable {
   #begin(): void {
     if (this.hasBegun) return;
     this.hasBegun = true;
-    writeHead(this.#response, 200, this.#wire.contentType);
+    writeWireHead(this.#response, this.#wire);
   }
 }
 
@@ -160,12 +161,16 @@ async function sendStream(
   }
 }
 
-function end(response: NodeResponse, { bytes, trailers }: WireEnd, message?: Buffer): void {
-  if (trailers !== undefined) response.addTrailers(trailers);
-  response.end(Buffer.concat([message ?? nothing, bytes ?? nothing]));
+function writeWireHead(response: NodeResponse, { contentType, hasTrailers }: Wire): void {
+  response.setHeader("content-type", contentType);
+  writeHead(response, 200, hasTrailers);
 }
 
-const nothing = Buffer.alloc(0);
+function end(response: NodeResponse, { bytes, trailers }: WireEnd, message?: Buffer): void {
+  if (trailers !== undefined) response.addTrailers(trailers);
+  const isOne = message === undefined || bytes === undefined;
+  response.end(isOne ? (message ?? bytes) : Buffer.concat([message, bytes]));
+}
 
 interface Scope extends Disposable {
   readonly signal: AbortSignal;

@@ -15,9 +15,11 @@ import { type DirectCallOptions, runDirect } from "./direct-call.ts";
 import {
   authorityOf,
   cutOff,
+  ignoreErrors,
   type NodeHandler,
   type NodeRequest,
   type NodeResponse,
+  remoteAddressOf,
   sendJson,
   whenClosed,
 } from "./node-http.ts";
@@ -68,11 +70,7 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
   const pages = new Map(options.publicPages.map((page) => [page.path, page]));
 
   return (request, response) => {
-    // Without listeners, an error on a connection that nobody waits for would end the process.
-    request.on("error", ignore);
-    response.on("error", ignore);
-    if ("stream" in request) request.stream.on("error", ignore);
-
+    ignoreErrors(request, response);
     const call = startCall(request, options);
     options.onCallStart();
     const caller = new AbortController();
@@ -181,8 +179,6 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
   }
 }
 
-function ignore() {}
-
 function stopping(): AppError {
   return new AppError("unavailable", "the service is stopping: try again", { retryAfterMs: 1000 });
 }
@@ -192,7 +188,7 @@ function startCall(request: NodeRequest, options: HttpHandlerOptions): Call {
   const forwardedFor = Array.isArray(forwarded) ? forwarded.join(",") : forwarded;
   return {
     id: randomUUID(),
-    address: options.addressOf(request.socket?.remoteAddress ?? "", forwardedFor),
+    address: options.addressOf(remoteAddressOf(request) ?? "", forwardedFor),
     startedAt: monotonicClock(),
     rpc: "unknown",
     client: undefined,

@@ -13,6 +13,7 @@ import {
   type Socket,
 } from "node:net";
 import { setTimeout } from "node:timers/promises";
+import { http2Messages } from "./http2-messages.ts";
 import type { NodeHandler } from "./node-http.ts";
 import { routeByPreface } from "./preface.ts";
 import { headerBytesMax } from "./request-guard.ts";
@@ -136,7 +137,8 @@ const http1Options: ServerOptions = {
   keepAliveTimeout: limits.keepAliveMs,
 };
 
-const http2Options: Http2Options = {
+const http2Options = {
+  ...http2Messages,
   maxSessionMemory: limits.http2SessionMemoryMb,
   streamResetBurst: limits.http2ResetBurst,
   streamResetRate: limits.http2ResetsPerSecond,
@@ -144,7 +146,7 @@ const http2Options: Http2Options = {
     maxConcurrentStreams: limits.http2Streams,
     maxHeaderListSize: headerBytesMax,
   },
-};
+} as const satisfies Http2Options;
 
 interface Protocols {
   /** The server that owns the port. */

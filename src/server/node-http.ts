@@ -1,39 +1,51 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
+import type { Readable } from "node:stream";
 import { AppError } from "../errors.ts";
+import type { Http2Request, Http2Response } from "./http2-messages.ts";
 
-/** HTTP/1.1 and HTTP/2 requests and responses: Node gives both nearly the same face. */
-export type NodeRequest = IncomingMessage | Http2ServerRequest;
-export type NodeResponse = ServerResponse | Http2ServerResponse;
+/** HTTP/1.1 and HTTP/2 requests and responses, with nearly the same face. */
+export type NodeRequest = IncomingMessage | Http2Request;
+export type NodeResponse = ServerResponse | Http2Response;
 export type NodeHandler = (request: NodeRequest, response: NodeResponse) => void;
 
 export function authorityOf(request: NodeRequest): string | undefined {
   return "authority" in request ? request.authority || request.headers.host : request.headers.host;
 }
 
-// The two kinds of response have the same methods, in types that TypeScript cannot unite.
+export function bodyOf(request: NodeRequest): Readable {
+  return "stream" in request ? request.stream : request;
+}
 
-export function writeHead(response: NodeResponse, status: number, contentType?: string): void {
-  if (contentType !== undefined) response.setHeader("content-type", contentType);
-  if ("stream" in response) response.writeHead(status);
+/** The address at the other end of the connection. */
+export function remoteAddressOf(request: NodeRequest): string | undefined {
+  return "stream" in request ? request.remoteAddress : request.socket.remoteAddress;
+}
+
+/** An error on a connection that nobody waits for would end the process. */
+export function ignoreErrors(request: NodeRequest, response: NodeResponse): void {
+  bodyOf(request).on("error", ignore);
+  if (!("stream" in response)) response.on("error", ignore);
+}
+
+function ignore() {}
+
+/** HTTP/2 has to know by now whether there will be trailers. */
+export function writeHead(response: NodeResponse, status: number, hasTrailers: boolean): void {
+  if ("stream" in response) response.writeHead(status, { hasTrailers });
   else response.writeHead(status);
 }
 
 /** Resolves when the response is sent or its connection is gone, also when that was before the question. */
 export function whenClosed(response: NodeResponse): Promise<void> {
   return new Promise((resolve) => {
-    if (isGone(response)) resolve();
+    if (response.destroyed) resolve();
     else response.once("close", () => resolve());
   });
 }
 
-function isGone(response: NodeResponse): boolean {
-  return "stream" in response ? response.stream?.destroyed !== false : response.destroyed;
-}
-
 /** Ends a request's connection (HTTP/1.1) or stream (HTTP/2) now, whatever is still unsent. */
 export function cutOff(response: NodeResponse): void {
-  if ("stream" in response) response.stream?.destroy();
+  if ("stream" in response) response.stream.destroy();
   else response.socket?.destroy();
 }
 
@@ -50,10 +62,7 @@ export function drained(response: NodeResponse, limitMs: number): Promise<void> 
 
 /** Writes bytes; resolves when they and all before them are on their way to the reader. Otherwise as `drained`. */
 export function written(response: NodeResponse, bytes: Buffer, limitMs: number): Promise<void> {
-  return taken(response, limitMs, (onTaken) => {
-    if ("stream" in response) response.stream.write(bytes, onTaken);
-    else response.write(bytes, onTaken);
-  });
+  return taken(response, limitMs, (onTaken) => response.write(bytes, onTaken));
 }
 
 function taken(
@@ -61,7 +70,7 @@ function taken(
   limitMs: number,
   whenTaken: (onTaken: () => void) => void,
 ): Promise<void> {
-  if (isGone(response)) return Promise.reject(new AppError("canceled", "the caller left"));
+  if (response.destroyed) return Promise.reject(new AppError("canceled", "the caller left"));
   return new Promise((resolve, reject) => {
     const finish = (settle: () => void) => {
       clearTimeout(timer);
@@ -106,7 +115,7 @@ const unreadMs = 1000;
  * its trailers are out, which leaves the connection's other calls alone.
  */
 export function closeUnread(request: NodeRequest, response: NodeResponse): void {
-  if (isGone(response) || request.complete) return;
+  if (response.destroyed || request.complete) return;
   if (!("stream" in response)) {
     const { "content-length": length = "0", "transfer-encoding": encoding } = request.headers;
     const hasBody = length !== "0" || encoding !== undefined;
@@ -114,8 +123,7 @@ export function closeUnread(request: NodeRequest, response: NodeResponse): void 
     return;
   }
   const { stream } = response;
-  request.resume();
-  const timer = setTimeout(() => stream?.close(), unreadMs);
-  request.once("end", () => clearTimeout(timer));
-  request.once("close", () => clearTimeout(timer));
+  const timer = setTimeout(() => stream.close(), unreadMs);
+  const onEnd = () => clearTimeout(timer);
+  stream.resume().once("end", onEnd).once("close", onEnd);
 }

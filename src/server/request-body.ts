@@ -1,16 +1,13 @@
+import type { Readable } from "node:stream";
 import { Code, ConnectError } from "@connectrpc/connect";
-import type { NodeRequest } from "./node-http.ts";
 
 /** A body that has not arrived in this time is a slow-loris attack or a broken network, whatever the call's deadline. */
 const bodyMsMax = 30_000;
 
 /** The body of a call that has one request message, as one chunk, read when it is first asked for: see `readBody`. */
-export async function* wholeBody(
-  request: NodeRequest,
-  limits: BodyLimits,
-): AsyncIterable<Uint8Array> {
-  const body = await readBody(request, limits);
-  if (body.length > 0) yield body;
+export async function* wholeBody(body: Readable, limits: BodyLimits): AsyncIterable<Uint8Array> {
+  const whole = await readBody(body, limits);
+  if (whole.length > 0) yield whole;
 }
 
 interface BodyLimits {
@@ -27,7 +24,7 @@ interface BodyLimits {
  * Throws ConnectError `resource_exhausted` past `limits.bytes`, `deadline_exceeded` when the body takes longer than
  * `limits.ms` or half a minute, and `canceled` when its sender goes away.
  */
-export async function readBody(request: NodeRequest, limits: BodyLimits): Promise<Buffer> {
+export async function readBody(body: Readable, limits: BodyLimits): Promise<Buffer> {
   limits.caller.throwIfAborted();
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
@@ -35,8 +32,7 @@ export async function readBody(request: NodeRequest, limits: BodyLimits): Promis
     const finish = (error?: ConnectError) => {
       clearTimeout(timer);
       limits.caller.removeEventListener("abort", onClose);
-      request.off("data", onData).off("end", onEnd);
-      request.pause();
+      body.off("data", onData).off("end", onEnd).pause();
       const [only] = chunks;
       if (error !== undefined) reject(error);
       else resolve(only !== undefined && chunks.length === 1 ? only : Buffer.concat(chunks, bytes));
@@ -59,6 +55,6 @@ export async function readBody(request: NodeRequest, limits: BodyLimits): Promis
       finish(new ConnectError("the request's body took too long to arrive", Code.DeadlineExceeded));
     const timer = setTimeout(onTimeout, Math.min(limits.ms, bodyMsMax));
     limits.caller.addEventListener("abort", onClose, { once: true });
-    request.on("data", onData).on("end", onEnd);
+    body.on("data", onData).on("end", onEnd);
   });
 }

@@ -11,6 +11,7 @@ import { malformed, recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes } from "../rpc/wire.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
+  bodyOf,
   closeUnread,
   cutOff,
   drained,
@@ -66,8 +67,8 @@ export async function runRpc(
       body !== undefined
         ? createAsyncIterable([body])
         : hasOneMessage
-          ? wholeBody(request, bodyLimits)
-          : request,
+          ? wholeBody(bodyOf(request), bodyLimits)
+          : bodyOf(request),
     signal: caller,
     contextValues: createContextValues().set(callKey, call),
   };
@@ -131,10 +132,10 @@ async function send(
       response.setHeader(name, value);
     });
     // Said explicitly: an HTTP/2 answer without a body would otherwise end with its head, and lose its trailers.
-    writeHead(response, answer.status);
+    writeHead(response, answer.status, answer.trailer !== undefined);
     while (chunk !== undefined && chunk.done !== true) {
       gone.throwIfAborted();
-      if (!write(response, chunk.value)) await drained(response, stallMs);
+      if (!response.write(chunk.value)) await drained(response, stallMs);
       chunk = await chunks?.next();
     }
     gone.throwIfAborted();
@@ -144,11 +145,6 @@ async function send(
     // Ends the handler where it stands: its finally blocks give everything back.
     await chunks?.return?.();
   }
-}
-
-/** Whether more may be written at once. */
-function write(response: NodeResponse, bytes: Uint8Array): boolean {
-  return "stream" in response ? response.write(bytes) : response.write(bytes);
 }
 
 function toHeaders(request: NodeRequest): Headers {

@@ -194,3 +194,34 @@ describe("the engine stops", () => {
     expect(await chat.closed).toBe("finished");
   });
 });
+
+describe("HTTP/2 as HTTP/1.1", () => {
+  it("answers HEAD without a body, and with the length that GET has", async () => {
+    using session = openHttp2(app.url);
+    const get = await askHttp2(session, { ":method": "GET", ":path": "/health" });
+    const head = await askHttp2(session, { ":method": "HEAD", ":path": "/health" });
+    expect([head.status, head.body.length]).toEqual([200, 0]);
+    expect(head.headers["content-length"]).toBe(String(get.body.length));
+  });
+
+  it("gives leave to who waits for it, and no other expectation", async () => {
+    using session = openHttp2(app.url);
+    const call = { ":path": chatPath, ...json, ...key };
+    const stream = session.request({ ":method": "POST", ...call, expect: "100-continue" });
+    await once(stream, "continue");
+    stream.end(chatBody);
+    const [headers] = await once(stream, "response");
+    expect(headers[":status"]).toBe(200);
+    stream.close();
+    const other = await askHttp2(session, { ...call, expect: "a-miracle" }, chatBody);
+    expect(other.status).toBe(417);
+  });
+
+  it("is no proxy", async () => {
+    using session = openHttp2(app.url);
+    const stream = session.request({ ":method": "CONNECT", ":authority": "example.com:443" });
+    const [headers] = await once(stream, "response");
+    expect(headers[":status"]).toBe(405);
+    stream.close();
+  });
+});
