@@ -142,34 +142,58 @@ export class ReplyReader {
     this.#beginChunk(Number.parseInt(digits, 16));
   }
 
-  #readHead(head: string): void {
-    const [statusLine = "", ...lines] = head.split("\r\n");
-    const [, minor, digits] = /^HTTP\/1\.([01]) ([1-9]\d\d)(?: .*)?$/.exec(statusLine) ?? [];
-    if (digits === undefined) throw new Error("a head that is no HTTP/1.1");
-    const status = Number(digits);
-    const headers = readHeaders(lines);
-    if (status === 101) throw new Error("another protocol, which nobody asked for");
+  #readHead(text: string): void {
+    // Heads of one second differ in nothing.
+    if (lastHead?.text !== text) lastHead = { text, head: parseHead(text) };
+    const { status, headers, keepsConnection, bodyBytes } = lastHead.head;
     if (status < 200) return;
-
-    const { "transfer-encoding": encoding, "content-length": announced, connection } = headers;
-    this.keepsConnection =
-      minor === "1" && !/(?:^|,)[ \t]*close[ \t]*(?:,|$)/i.test(connection ?? "");
-    if (status === 204 || status === 304) this.isDone = true;
-    else if (encoding !== undefined) {
-      if (encoding.toLowerCase() !== "chunked" || announced !== undefined)
-        throw new Error("a body in a coding that nobody asked for, or of two lengths");
-      this.#state = "size";
-    } else if (announced !== undefined) {
-      if (!/^\d{1,15}$/.test(announced)) throw new Error("a body without a length");
-      this.#left = Number(announced);
-      if (this.#left === 0) this.isDone = true;
+    this.keepsConnection = keepsConnection;
+    if (bodyBytes === "chunks") this.#state = "size";
+    else if (bodyBytes === "open") this.#state = "open";
+    else {
       this.#state = "body";
-    } else {
-      this.keepsConnection = false;
-      this.#state = "open";
+      this.#left = bodyBytes;
+      if (bodyBytes === 0) this.isDone = true;
     }
     this.#sink.onHead(status, headers);
   }
+}
+
+interface Head {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  readonly keepsConnection: boolean;
+  /** How many bytes follow; `open`: those up to the end of the connection. */
+  readonly bodyBytes: number | "chunks" | "open";
+}
+
+let lastHead: { readonly text: string; readonly head: Head } | undefined;
+
+/** Without the empty line at its end. Throws an Error when it is no head of a reply that could be read. */
+function parseHead(head: string): Head {
+  const [statusLine = "", ...lines] = head.split("\r\n");
+  const [, minor, digits] = /^HTTP\/1\.([01]) ([1-9]\d\d)(?: .*)?$/.exec(statusLine) ?? [];
+  if (digits === undefined) throw new Error("a head that is no HTTP/1.1");
+  const status = Number(digits);
+  if (status === 101) throw new Error("another protocol, which nobody asked for");
+  const headers = readHeaders(lines);
+  const bodyBytes = bodyBytesOf(status, headers);
+  const isLast = /(?:^|,)[ \t]*close[ \t]*(?:,|$)/i.test(headers.connection ?? "");
+  const keepsConnection = minor === "1" && !isLast && bodyBytes !== "open";
+  return { status, headers, keepsConnection, bodyBytes };
+}
+
+function bodyBytesOf(status: number, headers: Readonly<Record<string, string>>): Head["bodyBytes"] {
+  const { "transfer-encoding": encoding, "content-length": announced } = headers;
+  if (status < 200 || status === 204 || status === 304) return 0;
+  if (encoding !== undefined) {
+    if (encoding.toLowerCase() !== "chunked" || announced !== undefined)
+      throw new Error("a body in a coding that nobody asked for, or of two lengths");
+    return "chunks";
+  }
+  if (announced === undefined) return "open";
+  if (!/^\d{1,15}$/.test(announced)) throw new Error("a body without a length");
+  return Number(announced);
 }
 
 type State =
@@ -184,7 +208,7 @@ type State =
   | "after-chunk"
   | "trailers";
 
-function readHeaders(lines: readonly string[]): IncomingHttpHeaders & Record<string, string> {
+function readHeaders(lines: readonly string[]): Record<string, string> {
   const headers: Record<string, string> = Object.create(null);
   for (const line of lines) {
     const [, name, padded = ""] = HEADER.exec(line) ?? [];
