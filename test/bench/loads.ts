@@ -4,6 +4,7 @@ import type { Loop } from "./measure.ts";
 export interface Load {
   readonly title: string;
   readonly loop: Loop;
+  readonly warmUpCalls?: number;
   readonly warmUpMs: number;
   /** What a caller waits for: the first token of a stream, the whole answer of a call. */
   readonly wait: "firstTokenUs" | "callUs";
@@ -15,10 +16,14 @@ export const streams50: Load = {
   warmUpMs: 2500,
   wait: "firstTokenUs",
 };
-/** About half of what one process of the gateway can do on a slow core: the load for its latencies. */
+/**
+ * About half of what one process of the gateway can do on a slow core: the load for its latencies. Its 50 calls a second would
+ * take a minute to have what begins a call compiled, of which a server that is at work has seen the end long ago.
+ */
 export const streams400: Load = {
   title: "400 streams × 25/s",
   loop: { streams: 400, tokensPerSecond: 25, tokensPerCall: 200 },
+  warmUpCalls: 5000,
   warmUpMs: 2500,
   wait: "firstTokenUs",
 };

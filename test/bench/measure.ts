@@ -40,6 +40,8 @@ export interface Run {
 }
 
 export interface Times {
+  /** Short calls, as fast as they are answered, before the load begins. */
+  readonly warmUpCalls?: number | undefined;
   readonly warmUpMs: number;
   readonly measuredMs: number;
 }
@@ -48,11 +50,12 @@ export async function measure(
   subject: Subject | undefined,
   wire: Wire,
   loop: Loop,
-  { warmUpMs, measuredMs }: Times,
+  { warmUpCalls = 0, warmUpMs, measuredMs }: Times,
 ): Promise<Run> {
   await using engine = await startEngine("streams" in loop ? loop.tokensPerSecond : 0);
   await using started = await subject?.(engine.url);
   const { url, group } = started ?? engine;
+  await makeCalls(url, wire, warmUpCalls);
   const load =
     "streams" in loop ? startOpenLoop(url, wire, loop) : startClosedLoop(url, wire, loop);
   try {
@@ -82,4 +85,11 @@ export async function measure(
   } finally {
     load.stop();
   }
+}
+
+async function makeCalls(url: string, wire: Wire, calls: number): Promise<void> {
+  if (calls === 0) return;
+  const load = startClosedLoop(url, wire, { concurrency: 10, tokensPerCall: 5 });
+  for (let made = 0; made < calls; made += load.take().calls) await setTimeout(50);
+  load.stop();
 }

@@ -124,8 +124,8 @@ async function runPlan(): Promise<Results> {
     for (let repetition = 1; repetition <= repetitions; repetition += 1) {
       const cases = repetition === 1 ? [...repeated, ...once] : repeated;
       for (const [subject, wire] of cases.filter(isThere)) {
-        const { loop, warmUpMs } = load;
-        const run = await measure(subjects[subject], wire, loop, { warmUpMs, measuredMs });
+        const times = { ...load, measuredMs };
+        const run = await measure(subjects[subject], wire, load.loop, times);
         const result = { load, subject, wire: wire.name, repetition, run };
         results.add(result);
         print(runRow(result, results));
