@@ -18,10 +18,11 @@ export interface Said {
  * in the holes. Whatever is then the same byte for byte outside the holes says the same but for what is in them. So nothing is
  * guessed, and the usual event, of 350 bytes, costs a sixth of what its JSON would.
  *
- * For all answers of an engine together, since they look alike: most are read without a single event of JSON. It keeps no text
- * of any answer. Only in one thread's turn: `said` holds until the next call.
+ * For all answers of an engine together, since they look alike: most are read without a single event of JSON. No text of an
+ * answer is kept. What else an event has, such as the stop sequence that ended it, is only ever compared.
  */
 export class ChunkShapes {
+  /** Holds until the next call. */
   readonly said: Said = {
     type: "text-delta",
     text: "",
