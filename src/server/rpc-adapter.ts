@@ -68,7 +68,8 @@ export async function runRpc(
         ? createAsyncIterable([body])
         : hasOneMessage
           ? wholeBody(bodyOf(request), bodyLimits)
-          : bodyOf(request),
+          : // A method that reads no further must still be able to answer, over HTTP/2 on the same stream.
+            bodyOf(request).iterator({ destroyOnReturn: false }),
     signal: caller,
     contextValues: createContextValues().set(callKey, call),
   };
@@ -79,6 +80,7 @@ export async function runRpc(
       if (hasOneMessage || call.refusal !== undefined) closeUnread(request, response);
     };
     await send(answer, response, onHead, caller);
+    closeUnread(request, response);
   } catch (error) {
     // Connect turns what handlers throw into answers; what arrives here is a lost connection or a bug.
     if (!caller.aborted) recordOutcome(call, error);

@@ -195,6 +195,27 @@ describe("the engine stops", () => {
   });
 });
 
+describe("a method that reads many messages", () => {
+  const path = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+  const call = { ":path": path, "content-type": "application/connect+json", ...key };
+
+  it.each([
+    ["a message that is none", envelope("{"), "invalid_argument"],
+    ["a length beyond every message", envelope("", 1024 * MiB), "resource_exhausted"],
+  ])("says what is wrong with %s, and closes the stream", async (_name, bytes, code) => {
+    using session = openHttp2(app.url);
+    const stream = session.request({ ":method": "POST", ...call });
+    const chunks: Buffer[] = [];
+    stream.on("data", (chunk: Buffer) => chunks.push(chunk));
+    // Not ended: what comes after the mistake is nobody's business any more.
+    stream.write(bytes);
+    const [headers] = await once(stream, "response");
+    await once(stream, "close");
+    expect(headers[":status"]).toBe(200);
+    expect(Buffer.concat(chunks).toString()).toContain(`"code":"${code}"`);
+  });
+});
+
 describe("HTTP/2 as HTTP/1.1", () => {
   it("answers HEAD without a body, and with the length that GET has", async () => {
     using session = openHttp2(app.url);
