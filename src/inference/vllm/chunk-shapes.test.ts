@@ -221,6 +221,11 @@ describe("the shapes of an engine's events", () => {
       "a count that stands elsewhere",
       event("a", 13, 1).replace(/"usage".*/, '"x":{"completion_tokens":1}}'),
     ],
+    [
+      "a count that a later one replaces, by the name that an escape hides",
+      event("a", 13, 1).replace('"prompt_tokens":12', '"prompt_tokens":12,"prompt\\u005ftokens":5'),
+    ],
+    ["a count that is no whole number", event("a", 13, "7.0000000000000002")],
     ["a text that a later one replaces", event("a", 13, 1).replace('"a"', '"a","content":"b"')],
     ["no JSON", event("a", 13, 1).slice(1)],
     ["an error", '{"error":{"message":"\\"delta\\":{\\"content\\":\\"a"}}'],

@@ -95,25 +95,27 @@ class ChunkShape {
     }
     pieces.push(data.slice(at));
     if (new Set(holes).size < holes.length) return undefined;
-    const hear = (text: string) => {
-      const values = { ...probe, text };
-      const piecesWithHoles = pieces.map((piece, index) => {
-        const hole = holes[index];
-        return hole === undefined ? piece : piece + values[hole];
-      });
-      return listen(piecesWithHoles.join(""));
+    const says = (said: Said | undefined, probe: Probe) => {
+      const has = (hole: Hole, value: string | number, nothing: string | number) =>
+        value === (holes.includes(hole) ? probe[hole] : nothing);
+      return (
+        said !== undefined &&
+        has("text", said.text, "") &&
+        has("prompt", said.promptTokens, absent) &&
+        has("completion", said.completionTokens, absent) &&
+        has("cached", said.cachedPromptTokens, absent)
+      );
     };
-    const heard = hear(probe.text);
-    const has = (hole: Hole, said: number) =>
-      said === (holes.includes(hole) ? probe[hole] : absent);
-    const isProven =
-      heard?.text === (holes.includes("text") ? probe.text : "") &&
-      // A text that stands elsewhere may count where this one is empty.
-      hear("")?.text === "" &&
-      has("prompt", heard.promptTokens) &&
-      has("completion", heard.completionTokens) &&
-      has("cached", heard.cachedPromptTokens);
-    return isProven ? new ChunkShape(pieces, holes, heard) : undefined;
+    const heard = probes.map((probe) => {
+      const variation = pieces.map((piece, index) => {
+        const hole = holes[index];
+        return hole === undefined ? piece : piece + probe[hole];
+      });
+      return listen(variation.join(""));
+    });
+    const [first] = heard;
+    const isProven = probes.every((probe, index) => says(heard[index], probe));
+    return isProven && first !== undefined ? new ChunkShape(pieces, holes, first) : undefined;
   }
 
   private constructor(pieces: readonly string[], holes: readonly Hole[], said: Said) {
@@ -229,7 +231,7 @@ function viewOf(bytes: Buffer): DataView {
  * that no name of a field can be found there. The last two names of a text are those of reasoning, today and until 2026.
  */
 const holesPattern =
-  /^\{"id":"(?<id>[\w-]+)(?=")|"delta":\{"(?:content|reasoning|reasoning_content)":"(?<text>(?:[^"\\]|\\.)*)|"(?<name>created|prompt_tokens|total_tokens|completion_tokens|cached_tokens|created_cache_tokens)":(?<count>\d+)/g;
+  /^\{"id":"(?<id>[\w-]+)(?=")|"delta":\{"(?:content|reasoning|reasoning_content)":"(?<text>(?:[^"\\]|\\.)*)|"(?<name>created|prompt_tokens|total_tokens|completion_tokens|cached_tokens|created_cache_tokens)":(?<count>\d+)(?=[,}])/g;
 
 const counts: Readonly<Record<string, Hole>> = {
   created: "created",
@@ -243,17 +245,34 @@ const counts: Readonly<Record<string, Hole>> = {
 /** No count that an event can report. */
 const absent = -1;
 
-/** What stands in the holes of the variations that prove a shape. */
-const probe = {
-  id: "x",
-  text: "?",
-  created: 3,
-  prompt: 5,
-  total: 7,
-  completion: 11,
-  cached: 13,
-  cacheFilled: 17,
-} as const satisfies Record<Hole, string | number>;
+type Probe = Readonly<Record<Hole, string | number>>;
+
+/**
+ * What stands in the holes of the variations that prove a shape. Nothing is the same in both, so that nothing else in the event
+ * can pass for a hole; and a text that stands elsewhere may count where this one is empty.
+ */
+const probes: readonly Probe[] = [
+  {
+    id: "x",
+    text: "?",
+    created: 3,
+    prompt: 5,
+    total: 7,
+    completion: 11,
+    cached: 13,
+    cacheFilled: 17,
+  },
+  {
+    id: "y",
+    text: "",
+    created: 2,
+    prompt: 4,
+    total: 6,
+    completion: 8,
+    cached: 10,
+    cacheFilled: 12,
+  },
+];
 
 /** What an event says, when that is no more than one text, an end and usage. */
 function listen(event: string): Said | undefined {
