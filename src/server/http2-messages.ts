@@ -65,8 +65,10 @@ export class Http2Response {
   writableEnded = false;
   readonly #headers: OutgoingHttpHeaders = {};
 
+  /** As Node calls it, also for requests that it answers itself: nobody else hears the errors of those. */
   constructor(stream: ServerHttp2Stream) {
     this.stream = stream;
+    stream.on("error", ignore);
   }
 
   get destroyed(): boolean {
@@ -87,7 +89,7 @@ export class Http2Response {
     status: number,
     { hasTrailers = false }: { readonly hasTrailers?: boolean } = {},
   ): void {
-    if (this.stream.destroyed || this.stream.closed) return;
+    if (this.#isOver) return;
     this.#headers[":status"] = status;
     this.stream.respond(this.#headers, { waitForTrailers: hasTrailers });
   }
@@ -106,11 +108,14 @@ export class Http2Response {
   end(bytes?: Uint8Array): void {
     this.#begin();
     this.writableEnded = true;
-    this.stream.end(bytes);
+    // A stream that its client has closed without an error takes no end, and would wait for one as long as the connection.
+    if (this.stream.closed) this.stream.destroy();
+    else this.stream.end(bytes);
   }
 
   /** Node asks for it when a client waits for leave to send its body. */
   writeContinue(): void {
+    if (this.#isOver) return;
     this.stream.additionalHeaders({ ":status": 100 });
   }
 
@@ -124,10 +129,16 @@ export class Http2Response {
     return this;
   }
 
+  get #isOver(): boolean {
+    return this.stream.destroyed || this.stream.closed;
+  }
+
   #begin(): void {
     if (!this.stream.headersSent) this.writeHead(this.statusCode);
   }
 }
+
+function ignore() {}
 
 /** For the options of Node's servers, which call the two constructors, `writeContinue` or, with `statusCode`, `end`. */
 export const http2Messages = {

@@ -21,9 +21,9 @@ export function remoteAddressOf(request: NodeRequest): string | undefined {
   return "stream" in request ? request.remoteAddress : request.socket.remoteAddress;
 }
 
-/** An error on a connection that nobody waits for would end the process. */
+/** An error on a connection that nobody waits for would end the process. Those of HTTP/2 are ignored from the start. */
 export function ignoreErrors(request: NodeRequest, response: NodeResponse): void {
-  bodyOf(request).on("error", ignore);
+  if (!("stream" in request)) request.on("error", ignore);
   if (!("stream" in response)) response.on("error", ignore);
 }
 
@@ -124,6 +124,15 @@ export function closeUnread(request: NodeRequest, response: NodeResponse): void 
   }
   const { stream } = response;
   const timer = setTimeout(() => stream.close(), unreadMs);
-  const onEnd = () => clearTimeout(timer);
-  stream.resume().once("end", onEnd).once("close", onEnd);
+  const onEnd = () => {
+    clearTimeout(timer);
+    // Closed by its client without an error, it would wait for the end of the answer as long as the connection.
+    setImmediate(() => {
+      if (stream.closed) stream.destroy();
+    });
+  };
+  stream
+    .resume()
+    .once("end", onEnd)
+    .once("close", () => clearTimeout(timer));
 }

@@ -83,7 +83,7 @@ export async function runRpc(
     closeUnread(request, response);
   } catch (error) {
     // Connect turns what handlers throw into answers; what arrives here is a lost connection or a bug.
-    if (!caller.aborted) recordOutcome(call, error);
+    if (!caller.aborted && !response.destroyed) recordOutcome(call, error);
     cutOff(response);
   }
 }

@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { brotliCompressSync } from "node:zlib";
 import { describe, expect, it } from "vitest";
+import { eventually } from "../support/eventually.ts";
 import type { FakeVllm } from "../support/fake-vllm.ts";
 import { answer } from "../support/fake-vllm-replies.ts";
 import { codeName, envelope } from "../support/raw-http.ts";
@@ -12,9 +13,11 @@ import {
   frame,
   frameTypes,
   type Http2Answer,
+  headerBlock,
   openHttp2,
   openRawHttp2,
   requestHeaders,
+  resetFrame,
   settingIds,
 } from "../support/raw-http2.ts";
 import { erpKey, type TestApp } from "../support/start-app.ts";
@@ -216,6 +219,19 @@ describe("a method that reads many messages", () => {
   });
 });
 
+it("ends a call whose caller takes it back, without an error, while it is refused", async () => {
+  const ended = () => app.logs.filter(({ msg }) => msg === "call").length;
+  using connection = await openRawHttp2(port());
+  for (let stream = 1; stream < 9; stream += 2) {
+    const before = ended();
+    const head = requestHeaders(chatPath, { ...json, ...key, "content-length": String(9 * MiB) });
+    const request = frame(frameTypes.headers, { stream, flags: flags.endHeaders }, head);
+    connection.send(Buffer.concat([request, resetFrame(stream, errorCodes.noError)]));
+    await eventually("the call ends", () => ended() === before + 1);
+  }
+  expect(connection.isClosed).toBe(false);
+});
+
 describe("HTTP/2 as HTTP/1.1", () => {
   it("answers HEAD without a body, and with the length that GET has", async () => {
     using session = openHttp2(app.url);
@@ -245,4 +261,25 @@ describe("HTTP/2 as HTTP/1.1", () => {
     expect(headers[":status"]).toBe(405);
     stream.close();
   });
+
+  it.each([
+    ["CONNECT", headerBlock({ ":method": "CONNECT", ":authority": "x:1" })],
+    ["an expectation that nobody meets", requestHeaders(chatPath, { expect: "a-miracle" })],
+    ["an expectation", requestHeaders(chatPath, { expect: "100-continue" })],
+  ])(
+    "lives on when %s is reset in the same packet, or the connection broken",
+    async (_name, head) => {
+      const broken = frame(frameTypes.data, {}, Buffer.of(0));
+      for (const end of [errorCodes.noError, errorCodes.protocolError, undefined]) {
+        using connection = await openRawHttp2(port());
+        const request = frame(frameTypes.headers, { stream: 1, flags: flags.endHeaders }, head);
+        const last = end === undefined ? broken : resetFrame(1, end);
+        connection.send(Buffer.concat([request, last]));
+        if (end === undefined) await connection.closed;
+        using session = openHttp2(app.url);
+        const got = await askHttp2(session, { ":method": "GET", ":path": "/health" });
+        expect(got.status).toBe(200);
+      }
+    },
+  );
 });

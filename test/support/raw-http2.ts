@@ -28,7 +28,13 @@ export const flags = { endStream: 0x1, ack: 0x1, endHeaders: 0x4 } as const;
 export const settingIds = { initialWindowSize: 4 } as const;
 
 /** RFC 9113, section 7. */
-export const errorCodes = { noError: 0, refusedStream: 7, cancel: 8, enhanceYourCalm: 11 } as const;
+export const errorCodes = {
+  noError: 0,
+  protocolError: 1,
+  refusedStream: 7,
+  cancel: 8,
+  enhanceYourCalm: 11,
+} as const;
 
 export interface Frame {
   readonly type: number;
