@@ -1,7 +1,7 @@
-import type { IncomingHttpHeaders } from "node:http";
 import type {
   Http2ServerRequest,
   Http2ServerResponse,
+  IncomingHttpHeaders,
   OutgoingHttpHeaders,
   ServerHttp2Stream,
 } from "node:http2";
@@ -30,15 +30,15 @@ export class Http2Request {
   }
 
   get method(): string | undefined {
-    return this.#pseudoHeader(":method");
+    return this.headers[":method"];
   }
 
   get url(): string | undefined {
-    return this.#pseudoHeader(":path");
+    return this.headers[":path"];
   }
 
   get authority(): string | undefined {
-    return this.#pseudoHeader(":authority");
+    return this.headers[":authority"];
   }
 
   get remoteAddress(): string | undefined {
@@ -48,11 +48,6 @@ export class Http2Request {
   /** Whether all of the body has been read, or no more of it will come. */
   get complete(): boolean {
     return this.stream.readableEnded || this.stream.closed || this.stream.destroyed;
-  }
-
-  #pseudoHeader(name: string): string | undefined {
-    const value = this.headers[name];
-    return typeof value === "string" ? value : undefined;
   }
 }
 
@@ -85,10 +80,7 @@ export class Http2Response {
   }
 
   /** `hasTrailers`: `addTrailers` will be called. */
-  writeHead(
-    status: number,
-    { hasTrailers = false }: { readonly hasTrailers?: boolean } = {},
-  ): void {
+  writeHead(status: number, hasTrailers = false): void {
     if (this.#isOver) return;
     this.#headers[":status"] = status;
     this.stream.respond(this.#headers, { waitForTrailers: hasTrailers });

@@ -31,7 +31,7 @@ function ignore() {}
 
 /** HTTP/2 has to know by now whether there will be trailers. */
 export function writeHead(response: NodeResponse, status: number, hasTrailers: boolean): void {
-  if ("stream" in response) response.writeHead(status, { hasTrailers });
+  if ("stream" in response) response.writeHead(status, hasTrailers);
   else response.writeHead(status);
 }
 

@@ -80,6 +80,7 @@ export async function runRpc(
       if (hasOneMessage || call.refusal !== undefined) closeUnread(request, response);
     };
     await send(answer, response, onHead, caller);
+    // Nor after the answer, wherever the method has stopped reading.
     closeUnread(request, response);
   } catch (error) {
     // Connect turns what handlers throw into answers; what arrives here is a lost connection or a bug.

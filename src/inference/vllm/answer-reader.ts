@@ -25,9 +25,7 @@ export class AnswerReader implements ChunkSink {
   readonly #shapes: ChunkShapes;
   #bytesLeft: number;
   #shapesLeft = SHAPES_PER_ANSWER;
-  #promptTokens = noUsage.promptTokens;
-  #completionTokens = noUsage.completionTokens;
-  #cachedPromptTokens = noUsage.cachedPromptTokens;
+  readonly #usage = { ...noUsage };
   #finishReason: FinishReason | undefined;
 
   /**
@@ -41,11 +39,7 @@ export class AnswerReader implements ChunkSink {
   }
 
   get usage(): Usage {
-    return {
-      promptTokens: this.#promptTokens,
-      completionTokens: this.#completionTokens,
-      cachedPromptTokens: this.#cachedPromptTokens,
-    };
+    return { ...this.#usage };
   }
 
   /**
@@ -103,9 +97,10 @@ export class AnswerReader implements ChunkSink {
 
   #onKnownEvent(): void {
     const { said } = this.#shapes;
-    if (said.promptTokens >= 0) this.#promptTokens = said.promptTokens;
-    if (said.completionTokens >= 0) this.#completionTokens = said.completionTokens;
-    if (said.cachedPromptTokens >= 0) this.#cachedPromptTokens = said.cachedPromptTokens;
+    const usage = this.#usage;
+    if (said.promptTokens >= 0) usage.promptTokens = said.promptTokens;
+    if (said.completionTokens >= 0) usage.completionTokens = said.completionTokens;
+    if (said.cachedPromptTokens >= 0) usage.cachedPromptTokens = said.cachedPromptTokens;
     if (said.text !== "") this.parts.pushText(said.type, said.text);
     if (said.finishReason !== undefined) this.onFinish(said.finishReason);
   }
@@ -121,9 +116,7 @@ export class AnswerReader implements ChunkSink {
   }
 
   onUsage(usage: Usage): void {
-    this.#promptTokens = usage.promptTokens;
-    this.#completionTokens = usage.completionTokens;
-    this.#cachedPromptTokens = usage.cachedPromptTokens;
+    Object.assign(this.#usage, usage);
   }
 
   onText(type: "text-delta" | "reasoning-delta", text: string): void {

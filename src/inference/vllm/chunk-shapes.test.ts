@@ -73,8 +73,8 @@ function learned(...events: string[]): ChunkShapes {
   return shapes;
 }
 
-/** The data of each event of the recorded streams, one list for each answer. */
 const folder = join(import.meta.dirname, "../../../test/fixtures/vllm");
+/** The data of each event of the recorded streams, one list for each answer. */
 const recordings = readdirSync(folder)
   .filter((name) => name.startsWith("chat-stream"))
   .map((name) => {
@@ -172,6 +172,15 @@ describe("the shapes of an engine's events", () => {
     for (const text of ["b", ""]) {
       expect(matches(shapes, bare(text))).toBe(true);
       expect(matched(shapes)).toEqual(parsed(bare(text)));
+    }
+  });
+
+  it("tell reasoning from text", () => {
+    const reasoning = (text: string) => event(text, 13, 1).replace('"content"', '"reasoning"');
+    const shapes = learned(event("a", 13, 1), reasoning("a"));
+    for (const data of [event("b", 14, 2), reasoning("c")]) {
+      expect(matches(shapes, data)).toBe(true);
+      expect(matched(shapes)).toEqual(parsed(data));
     }
   });
 

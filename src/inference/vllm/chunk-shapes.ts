@@ -1,15 +1,23 @@
-import type { FinishReason } from "../engine.ts";
+import type { FinishReason, Usage } from "../engine.ts";
 import { type ChunkSink, parseChunk } from "./parse-chunk.ts";
 
 /** What an event of a known shape says. A count is -1 where the event has none. */
-export interface Said {
+export interface Said extends Mutable<Usage> {
   type: "text-delta" | "reasoning-delta";
   /** Empty where there is none; always well-formed Unicode. */
   text: string;
   finishReason: FinishReason | undefined;
-  promptTokens: number;
-  completionTokens: number;
-  cachedPromptTokens: number;
+}
+
+type Mutable<T> = { -readonly [Key in keyof T]: T[Key] };
+
+/** No count that an event can report. */
+const absent = -1;
+
+const noCounts = { promptTokens: absent, completionTokens: absent, cachedPromptTokens: absent };
+
+function nothingSaid(): Said {
+  return { type: "text-delta", text: "", finishReason: undefined, ...noCounts };
 }
 
 /**
@@ -23,28 +31,19 @@ export interface Said {
  */
 export class ChunkShapes {
   /** Holds until the next call. */
-  readonly said: Said = {
-    type: "text-delta",
-    text: "",
-    finishReason: undefined,
-    promptTokens: absent,
-    completionTokens: absent,
-    cachedPromptTokens: absent,
-  };
+  readonly said = nothingSaid();
   /** The last one that matched first. */
-  readonly #shapes: ChunkShape[] = [];
+  #shapes: readonly ChunkShape[] = [];
 
   /**
    * Whether the bytes from `start` to before `end` begin with a whole event of a known shape: then `said` is what it says.
    * Returns where the event ends, its empty line included, or -1.
    */
   match(bytes: Buffer, start: number, end: number): number {
-    const shapes = this.#shapes;
-    for (let index = 0; index < shapes.length; index += 1) {
-      const shape = shapes[index];
-      const eventEnd = shape?.match(bytes, start, end, this.said) ?? -1;
+    for (const shape of this.#shapes) {
+      const eventEnd = shape.match(bytes, start, end, this.said);
       if (eventEnd === -1) continue;
-      if (index > 0) shapes.unshift(...shapes.splice(index, 1));
+      if (shape !== this.#shapes[0]) this.#putFirst(shape);
       return eventEnd;
     }
     return -1;
@@ -53,129 +52,76 @@ export class ChunkShapes {
   /** Takes up the shape of an event that did not match, given by its data. Costs two parses. */
   learn(data: string): void {
     const shape = ChunkShape.learn(data);
-    if (shape === undefined) return;
-    this.#shapes.unshift(shape);
-    if (this.#shapes.length > SHAPES_MAX) this.#shapes.pop();
+    if (shape !== undefined) this.#putFirst(shape);
+  }
+
+  #putFirst(shape: ChunkShape): void {
+    const others = this.#shapes.filter((other) => other !== shape);
+    this.#shapes = [shape, ...others.slice(0, SHAPES_MAX - 1)];
   }
 }
 
-type Hole =
-  | "id"
-  | "text"
-  | "created"
-  | "prompt"
-  | "total"
-  | "completion"
-  | "cached"
-  | "cacheFilled";
+/** Text that is the same in every event of a shape, and what comes after it: `id`, `text`, or the name of a count. */
+interface Part<Text> {
+  readonly text: Text;
+  /** Absent at the end. */
+  readonly hole: string | undefined;
+}
 
-/** One shape: bytes that are the same in every event, and what stands between them. */
 class ChunkShape {
-  /** One more than holes. */
-  readonly #pieces: readonly Piece[];
-  readonly #holes: readonly Hole[];
+  readonly #parts: readonly Part<Piece>[];
   readonly #type: Said["type"];
   readonly #finishReason: FinishReason | undefined;
 
   /** Undefined when the event says more than this can tell. */
   static learn(data: string): ChunkShape | undefined {
     if (data.length > LEARNED_CHARACTERS_MAX || data.includes("\n")) return undefined;
-    const holes: Hole[] = [];
-    const pieces: string[] = [];
-    let at = 0;
-    for (const match of data.matchAll(holesPattern)) {
-      const { id, text, name } = match.groups ?? {};
-      const value = id ?? text ?? match.groups?.count ?? "";
-      const valueEnd = match.index + match[0].length;
-      holes.push(
-        id !== undefined ? "id" : text !== undefined ? "text" : (counts[name ?? ""] ?? "total"),
-      );
-      pieces.push(data.slice(at, valueEnd - value.length));
-      at = valueEnd;
-    }
-    pieces.push(data.slice(at));
-    if (new Set(holes).size < holes.length) return undefined;
-    const says = (said: Said | undefined, probe: Probe) => {
-      const has = (hole: Hole, value: string | number, nothing: string | number) =>
-        value === (holes.includes(hole) ? probe[hole] : nothing);
-      return (
-        said !== undefined &&
-        has("text", said.text, "") &&
-        has("prompt", said.promptTokens, absent) &&
-        has("completion", said.completionTokens, absent) &&
-        has("cached", said.cachedPromptTokens, absent)
-      );
-    };
-    const heard = probes.map((probe) => {
-      const variation = pieces.map((piece, index) => {
-        const hole = holes[index];
-        return hole === undefined ? piece : piece + probe[hole];
-      });
-      return listen(variation.join(""));
-    });
-    const [first] = heard;
-    const isProven = probes.every((probe, index) => says(heard[index], probe));
-    return isProven && first !== undefined ? new ChunkShape(pieces, holes, first) : undefined;
+    const parts = toParts(data);
+    if (new Set(parts.map(({ hole }) => hole)).size < parts.length) return undefined;
+    const [said, ...others] = probes.map((probe) => hear(parts, probe));
+    return said === undefined || others.includes(undefined)
+      ? undefined
+      : new ChunkShape(parts, said);
   }
 
-  private constructor(pieces: readonly string[], holes: readonly Hole[], said: Said) {
-    this.#pieces = pieces.map((piece, index) => {
+  private constructor(parts: readonly Part<string>[], said: Said) {
+    this.#parts = parts.map(({ text, hole }, index) => {
       const begin = index === 0 ? "data: " : "";
-      const end = index === pieces.length - 1 ? "\n\n" : "";
-      return new Piece(begin + piece + end);
+      const end = hole === undefined ? "\n\n" : "";
+      return { text: new Piece(begin + text + end), hole };
     });
-    this.#holes = holes;
     this.#type = said.type;
     this.#finishReason = said.finishReason;
   }
 
   /** As of `ChunkShapes`. Says nothing when it does not match. */
   match(bytes: Buffer, start: number, end: number, said: Said): number {
-    const holes = this.#holes;
-    let textAt = -1;
-    let textEnd = -1;
-    let isAscii = true;
-    let isEscaped = false;
+    let text = "";
     let promptTokens = absent;
     let completionTokens = absent;
     let cachedPromptTokens = absent;
     let at = start;
-    for (let index = 0; ; index += 1) {
-      at = this.#pieces[index]?.skip(bytes, at, end) ?? -1;
-      if (at === -1) return -1;
-      if (index === holes.length) break;
-      const hole = holes[index];
-      const from = at;
+    for (const { text: piece, hole } of this.#parts) {
+      const from = piece.skip(bytes, at, end);
+      if (from === -1) return -1;
+      at = from;
       if (hole === "text") {
-        for (; at < end && bytes[at] !== QUOTE; at += 1) {
-          const byte = bytes[at] ?? 0;
-          if (byte < SPACE) return -1;
-          if (byte >= 0x80) isAscii = false;
-          else if (byte === BACKSLASH) {
-            at += 1;
-            isEscaped = true;
-          }
-        }
-        textAt = from;
-        textEnd = at;
-      } else if (hole === "id") {
-        while (at < end && isOfId(bytes[at] ?? 0)) at += 1;
-        if (at === from) return -1;
-      } else {
+        at = skipText(bytes, from, end);
+        if (at > from) text = bytes.toString("utf8", from, at);
+      } else if (hole === "id") at = skipId(bytes, from, end);
+      else if (hole !== undefined) {
         at = skipCount(bytes, from, end);
-        if (at === -1) return -1;
-        if (hole === "completion") completionTokens = toCount(bytes, from, at);
-        else if (hole === "prompt") promptTokens = toCount(bytes, from, at);
-        else if (hole === "cached") cachedPromptTokens = toCount(bytes, from, at);
+        if (hole === "completion_tokens") completionTokens = toCount(bytes, from, at);
+        else if (hole === "prompt_tokens") promptTokens = toCount(bytes, from, at);
+        else if (hole === "cached_tokens") cachedPromptTokens = toCount(bytes, from, at);
       }
+      if (at === -1) return -1;
     }
-    let text = "";
-    if (isEscaped) {
-      const whole = unescaped(bytes.toString("utf8", textAt - 1, textEnd + 1));
+    if (text.includes("\\")) {
+      const whole = unescaped(text);
       if (whole === undefined) return -1;
       text = whole;
-    } else if (textEnd > textAt)
-      text = bytes.toString(isAscii ? "latin1" : "utf8", textAt, textEnd);
+    }
     said.type = this.#type;
     said.text = text;
     said.finishReason = this.#finishReason;
@@ -184,6 +130,21 @@ class ChunkShape {
     said.cachedPromptTokens = cachedPromptTokens;
     return at;
   }
+}
+
+function toParts(data: string): Part<string>[] {
+  const parts: Part<string>[] = [];
+  let at = 0;
+  for (const match of data.matchAll(holesPattern)) {
+    const { id, text, name, count } = match.groups ?? {};
+    const value = id ?? text ?? count ?? "";
+    const valueEnd = match.index + match[0].length;
+    const hole = name ?? (id === undefined ? "text" : "id");
+    parts.push({ text: data.slice(at, valueEnd - value.length), hole });
+    at = valueEnd;
+  }
+  parts.push({ text: data.slice(at), hole: undefined });
+  return parts;
 }
 
 /** Bytes to be compared with others, a word at a time. */
@@ -233,19 +194,8 @@ function viewOf(bytes: Buffer): DataView {
 const holesPattern =
   /^\{"id":"(?<id>[\w-]+)(?=")|"delta":\{"(?:content|reasoning|reasoning_content)":"(?<text>(?:[^"\\]|\\.)*)|"(?<name>created|prompt_tokens|total_tokens|completion_tokens|cached_tokens|created_cache_tokens)":(?<count>\d+)(?=[,}])/g;
 
-const counts: Readonly<Record<string, Hole>> = {
-  created: "created",
-  prompt_tokens: "prompt",
-  total_tokens: "total",
-  completion_tokens: "completion",
-  cached_tokens: "cached",
-  created_cache_tokens: "cacheFilled",
-};
-
-/** No count that an event can report. */
-const absent = -1;
-
-type Probe = Readonly<Record<Hole, string | number>>;
+/** By hole. */
+type Probe = Readonly<Record<string, string | number>>;
 
 /**
  * What stands in the holes of the variations that prove a shape. Nothing is the same in both, so that nothing else in the event
@@ -256,34 +206,41 @@ const probes: readonly Probe[] = [
     id: "x",
     text: "?",
     created: 3,
-    prompt: 5,
-    total: 7,
-    completion: 11,
-    cached: 13,
-    cacheFilled: 17,
+    prompt_tokens: 5,
+    total_tokens: 7,
+    completion_tokens: 11,
+    cached_tokens: 13,
+    created_cache_tokens: 17,
   },
   {
     id: "y",
     text: "",
     created: 2,
-    prompt: 4,
-    total: 6,
-    completion: 8,
-    cached: 10,
-    cacheFilled: 12,
+    prompt_tokens: 4,
+    total_tokens: 6,
+    completion_tokens: 8,
+    cached_tokens: 10,
+    created_cache_tokens: 12,
   },
 ];
 
+/** What an event says with these things in its holes, when it is they that it says, and nothing else. */
+function hear(parts: readonly Part<string>[], probe: Probe): Said | undefined {
+  const said = listen(parts.map(({ text, hole = "" }) => text + (probe[hole] ?? "")).join(""));
+  if (said === undefined) return undefined;
+  const has = (name: string, value: string | number, nothing: string | number) =>
+    value === (parts.some(({ hole }) => hole === name) ? probe[name] : nothing);
+  const isProven =
+    has("text", said.text, "") &&
+    has("prompt_tokens", said.promptTokens, absent) &&
+    has("completion_tokens", said.completionTokens, absent) &&
+    has("cached_tokens", said.cachedPromptTokens, absent);
+  return isProven ? said : undefined;
+}
+
 /** What an event says, when that is no more than one text, an end and usage. */
 function listen(event: string): Said | undefined {
-  const said: Said = {
-    type: "text-delta",
-    text: "",
-    finishReason: undefined,
-    promptTokens: absent,
-    completionTokens: absent,
-    cachedPromptTokens: absent,
-  };
+  const said = nothingSaid();
   let texts = 0;
   let isUsual = true;
   const sink: ChunkSink = {
@@ -299,13 +256,30 @@ function listen(event: string): Said | undefined {
       said.finishReason = finishReason;
     },
   };
-  const { promptTokens, completionTokens, cachedPromptTokens } = said;
   try {
-    parseChunk(event, { promptTokens, completionTokens, cachedPromptTokens }, sink);
+    parseChunk(event, noCounts, sink);
   } catch {
     return undefined;
   }
   return isUsual && texts <= 1 ? said : undefined;
+}
+
+/** Where the text ends that begins at `at`: at the quote behind it. -1 when JSON has no such text. */
+function skipText(bytes: Buffer, at: number, end: number): number {
+  let next = at;
+  for (; next < end && bytes[next] !== QUOTE; next += 1) {
+    const byte = bytes[next] ?? 0;
+    if (byte < SPACE) return -1;
+    if (byte === BACKSLASH) next += 1;
+  }
+  return next;
+}
+
+/** Where the id ends that begins at `at`; -1 when there is none. */
+function skipId(bytes: Buffer, at: number, end: number): number {
+  let next = at;
+  while (next < end && isOfId(bytes[next] ?? 0)) next += 1;
+  return next === at ? -1 : next;
 }
 
 /** Where the count ends that begins at `at`; -1 when there is none, or none that JSON and a number can hold. */
@@ -334,10 +308,10 @@ function isOfId(code: number): boolean {
   );
 }
 
-/** What a JSON string says; undefined when it is none. Half a code point can be written in it, which no text may have. */
-function unescaped(json: string): string | undefined {
+/** What stands between the quotes of a JSON string; undefined when it cannot. Half a code point can be written in it, which no text may have. */
+function unescaped(text: string): string | undefined {
   try {
-    return String(JSON.parse(json)).toWellFormed();
+    return String(JSON.parse(`"${text}"`)).toWellFormed();
   } catch {
     return undefined;
   }

@@ -163,7 +163,7 @@ interface Head {
   readonly status: number;
   readonly headers: IncomingHttpHeaders;
   readonly keepsConnection: boolean;
-  /** How many bytes follow; `open`: those up to the end of the connection. */
+  /** How many bytes follow; `chunks`: each says how many it has; `open`: those up to the end of the connection. */
   readonly bodyBytes: number | "chunks" | "open";
 }
 
