@@ -18,6 +18,7 @@ import type { Embedder } from "./model/embedder.ts";
 import { createModelHandler } from "./model/model-handler.ts";
 import { type Call, toRecord } from "./rpc/call.ts";
 import { countingOf, createRoutes, publicRpcs } from "./rpc/routes.ts";
+import { RunningCalls } from "./server/call-scope.ts";
 import { createClientAddress } from "./server/client-address.ts";
 import { createHttpHandler } from "./server/http-handler.ts";
 import { createListener } from "./server/listener.ts";
@@ -131,6 +132,7 @@ export async function createService(config: Config, parts: ServiceParts): Promis
       bodyBytesMax: config.server.maxBodyBytes,
       deadline: config.timeouts,
       heartbeatMs,
+      running: new RunningCalls(shutdown.signal),
       onCallStart() {
         running += 1;
       },

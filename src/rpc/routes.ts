@@ -50,8 +50,6 @@ export interface Routes {
   readonly handlers: readonly UniversalHandler[];
   /** By path: the methods whose usual calls do not need Connect's pipeline. */
   readonly direct: ReadonlyMap<string, DirectMethod>;
-  /** Aborts, with the error that callers see, when the drain's time is over. */
-  readonly shutdownSignal: AbortSignal;
 }
 
 /**
@@ -113,7 +111,6 @@ export function createRoutes(options: {
       [`/${ChatService.typeName}/Chat`, direct(options.chat.direct.chat)],
       [`/${ChatService.typeName}/StreamChat`, direct(options.chat.direct.streamChat)],
     ]),
-    shutdownSignal: options.shutdownSignal,
   };
 }
 

@@ -1,12 +1,12 @@
 import type { Writable } from "node:stream";
 import type { ConnectError } from "@connectrpc/connect";
 import type { UniversalHandler } from "@connectrpc/connect/protocol";
-import { AppError } from "../errors.ts";
 import { StallTimer } from "../lib/stall-timer.ts";
 import type { Call } from "../rpc/call.ts";
 import type { DirectMethod, DirectStream } from "../rpc/direct.ts";
 import { recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
+import { CallScope, type RunningCalls } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
   bodyOf,
@@ -23,8 +23,8 @@ import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter
 export interface DirectCallOptions extends RpcAdapterOptions {
   /** Milliseconds without a message after which a stream gets a heartbeat. */
   readonly heartbeatMs: number;
-  /** Aborts, with the error that callers see, when the drain's time is over. */
-  readonly shutdownSignal: AbortSignal;
+  /** All calls that run here. */
+  readonly running: RunningCalls;
 }
 
 /**
@@ -50,11 +50,11 @@ export async function runDirect(
   if (wire === undefined || !isUsual) return runRpc(handler, call, exchange, options);
 
   call.deadlineAt = call.startedAt + deadline.ms;
-  using scope = openScope(caller, options.shutdownSignal, deadline.ms);
+  using scope = new CallScope(caller, options.running, deadline.ms);
   const { signal } = scope;
   try {
     const bytes = options.bodyBytesMax + envelopeBytes;
-    const body = await readBody(bodyOf(request), { bytes, ms: deadline.ms, caller });
+    const body = await readBody(bodyOf(request), { bytes, ms: deadline.ms, signal });
     const asked = method.open(wire, body);
     if (asked === undefined) return await runRpc(handler, call, { ...exchange, body }, options);
     call.dispatched = true;
@@ -69,9 +69,9 @@ export async function runDirect(
       end(response, wire.end(), message);
     }
   } catch (error) {
-    if (caller.aborted || response.headersSent) {
+    if (caller.hasLeft || response.headersSent) {
       // A lost connection, or a bug: nothing more can be said.
-      if (!caller.aborted) recordOutcome(call, error);
+      if (!caller.hasLeft) recordOutcome(call, error);
       cutOff(response);
       return;
     }
@@ -156,7 +156,7 @@ async function sendStream(
     sender.end();
   } catch (error) {
     // What fails before anything was sent is Connect's to tell.
-    if (caller.aborted || !sender.hasBegun) throw error;
+    if (caller.hasLeft || !sender.hasBegun) throw error;
     sender.end(recordOutcome(call, error));
   }
 }
@@ -170,29 +170,4 @@ function end(response: NodeResponse, { bytes, trailers }: WireEnd, message?: Buf
   if (trailers !== undefined) response.addTrailers(trailers);
   const isOne = message === undefined || bytes === undefined;
   response.end(isOne ? (message ?? bytes) : Buffer.concat([message, bytes]));
-}
-
-interface Scope extends Disposable {
-  readonly signal: AbortSignal;
-}
-
-/** One signal for the three ways in which a call ends early: its caller leaves, its time is over, the service stops. */
-function openScope(caller: AbortSignal, shutdown: AbortSignal, ms: number): Scope {
-  const controller = new AbortController();
-  const onCaller = () => controller.abort(caller.reason);
-  const onShutdown = () => controller.abort(shutdown.reason);
-  const onDeadline = () => controller.abort(new AppError("timeout", "the operation timed out"));
-  const timer = setTimeout(onDeadline, ms);
-  caller.addEventListener("abort", onCaller);
-  shutdown.addEventListener("abort", onShutdown);
-  if (caller.aborted) onCaller();
-  if (shutdown.aborted) onShutdown();
-  return {
-    signal: controller.signal,
-    [Symbol.dispose]() {
-      clearTimeout(timer);
-      caller.removeEventListener("abort", onCaller);
-      shutdown.removeEventListener("abort", onShutdown);
-    },
-  };
 }

@@ -8,9 +8,11 @@ import { monotonicClock } from "../lib/clock.ts";
 import type { Counting } from "../limits/call-limits.ts";
 import type { RateStanding } from "../limits/limits.ts";
 import type { Call } from "../rpc/call.ts";
+import type { DirectMethod } from "../rpc/direct.ts";
 import { recordOutcome } from "../rpc/error-mapping.ts";
 import type { Routes } from "../rpc/routes.ts";
 import type { StartTrace } from "../usage/call-trace.ts";
+import { Caller } from "./call-scope.ts";
 import { type DirectCallOptions, runDirect } from "./direct-call.ts";
 import {
   authorityOf,
@@ -65,24 +67,23 @@ export interface HttpHandlerOptions extends DirectCallOptions, Routes {
  * without one learns which paths exist.
  */
 export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
-  const rpcs = new Map(options.handlers.map((handler) => [handler.requestPath, handler]));
-  const aliases = new Map(options.aliases.map((alias) => [`${alias.method} ${alias.path}`, alias]));
+  const targets = toTargets(options);
   const pages = new Map(options.publicPages.map((page) => [page.path, page]));
 
   return (request, response) => {
     ignoreErrors(request, response);
     const call = startCall(request, options);
     options.onCallStart();
-    const caller = new AbortController();
+    const caller = new Caller();
     const closed = whenClosed(response).then(() => {
       // Node calls every closed HTTP/2 response finished; ours is when we have ended it.
       if (response.writableEnded) return;
       if (call.outcome === "ok") call.outcome = "canceled";
       leftAt = monotonicClock();
-      caller.abort(new AppError("canceled", "the caller left"));
+      caller.leave();
     });
     let leftAt: number | undefined;
-    void handle(call, request, response, caller.signal)
+    void handle(call, request, response, caller)
       .catch((error) => {
         recordOutcome(call, error);
         if (response.headersSent) cutOff(response);
@@ -100,7 +101,7 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     call: Call,
     request: NodeRequest,
     response: NodeResponse,
-    caller: AbortSignal,
+    caller: Caller,
   ): Promise<void> {
     response.setHeader("x-request-id", call.id);
     if (options.isDraining() && !("stream" in request)) response.setHeader("connection", "close");
@@ -121,25 +122,27 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
       return sendError(request, response, refusal.status, code, refusal.message);
     }
 
-    const path = url.split("?", 1)[0] ?? "";
-    const page = pages.get(path);
-    if (page !== undefined && (request.method === "GET" || request.method === "HEAD")) {
+    const queryAt = url.indexOf("?");
+    const path = queryAt === -1 ? url : url.slice(0, queryAt);
+    const isRead = request.method === "GET" || request.method === "HEAD";
+    const page = isRead ? pages.get(path) : undefined;
+    if (page !== undefined) {
       call.rpc = page.path;
       const { status, body } = await page.answer();
       return sendJson(request, response, status, body);
     }
 
-    const alias = aliases.get(`${request.method} ${path}`);
-    const rpcPath = alias === undefined ? path : `/${alias.rpc}`;
-    const handler = rpcs.get(rpcPath);
-    if (handler !== undefined) call.rpc = rpcPath.slice(1);
+    const found = targets.get(path);
+    const isMeant = found?.onlyMethod === undefined || found.onlyMethod === request.method;
+    const target = isMeant ? found : undefined;
+    if (target !== undefined) call.rpc = target.rpc;
 
-    const runs = handler !== undefined && accepts(handler, request);
-    if (!options.publicRpcs.has(call.rpc)) {
+    const runs = target !== undefined && accepts(target.handler, request);
+    if (target?.isPublic !== true) {
       const key = presentedKey(request.headers);
       // A connection of HTTP/1.1 that is kept alive can bring another call during a drain: it is refused, and costs nothing.
       const draining = options.isDraining();
-      const counts = runs && !draining ? options.countingOf(call.rpc) : "never";
+      const counts = runs && !draining ? target.counts : "never";
       const access = await options.gate.admit({ id: call.id, key, address: call.address, counts });
       call.counted = counts !== "later" || access.refusal !== undefined;
       const wanted = request.headers[classHeader];
@@ -152,9 +155,13 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     }
 
     if (runs) {
-      const target = { method: request.method ?? "", path: rpcPath + url.slice(path.length) };
-      const exchange = { request, response, target, caller };
-      const direct = options.direct.get(rpcPath);
+      const { handler, direct } = target;
+      const exchange = {
+        request,
+        response,
+        path: handler.requestPath + url.slice(path.length),
+        caller,
+      };
       return direct === undefined
         ? runRpc(handler, call, exchange, options)
         : runDirect(direct, handler, call, exchange, options);
@@ -166,7 +173,8 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
       const status = codeToHttpStatus(error.code);
       return sendError(request, response, status, call.outcome, error.rawMessage);
     }
-    if (handler !== undefined) {
+    if (target !== undefined) {
+      const { handler } = target;
       const isMethod = handler.allowedMethods.includes(request.method ?? "");
       call.outcome = isMethod ? "http_415" : "http_405";
       response.setHeader("allow", handler.allowedMethods.join(", "));
@@ -177,6 +185,40 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     call.outcome = "unimplemented";
     return sendError(request, response, 404, "unimplemented", "there is no such method");
   }
+}
+
+/** What a path stands for. */
+interface Target {
+  /** `package.Service/Method` */
+  readonly rpc: string;
+  readonly handler: UniversalHandler;
+  /** Present for methods whose usual calls need no more than it. */
+  readonly direct: DirectMethod | undefined;
+  readonly isPublic: boolean;
+  readonly counts: Counting;
+  /** The HTTP method of an alias. */
+  readonly onlyMethod?: Alias["method"];
+}
+
+/** By path. */
+function toTargets(options: HttpHandlerOptions): ReadonlyMap<string, Target> {
+  const targets = new Map<string, Target>();
+  for (const handler of options.handlers) {
+    const { requestPath } = handler;
+    const rpc = requestPath.slice(1);
+    targets.set(requestPath, {
+      rpc,
+      handler,
+      direct: options.direct.get(requestPath),
+      isPublic: options.publicRpcs.has(rpc),
+      counts: options.countingOf(rpc),
+    });
+  }
+  for (const { method, path, rpc } of options.aliases) {
+    const target = targets.get(`/${rpc}`);
+    if (target !== undefined) targets.set(path, { ...target, onlyMethod: method });
+  }
+  return targets;
 }
 
 function stopping(): AppError {

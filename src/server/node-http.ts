@@ -1,6 +1,7 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Readable } from "node:stream";
 import { AppError } from "../errors.ts";
+import { callerLeft } from "./call-scope.ts";
 import type { Http2Request, Http2Response } from "./http2-messages.ts";
 
 /** HTTP/1.1 and HTTP/2 requests and responses, with nearly the same face. */
@@ -70,7 +71,7 @@ function taken(
   limitMs: number,
   whenTaken: (onTaken: () => void) => void,
 ): Promise<void> {
-  if (response.destroyed) return Promise.reject(new AppError("canceled", "the caller left"));
+  if (response.destroyed) return Promise.reject(callerLeft());
   return new Promise((resolve, reject) => {
     const finish = (settle: () => void) => {
       clearTimeout(timer);
@@ -79,7 +80,7 @@ function taken(
       settle();
     };
     const onTaken = () => finish(resolve);
-    const onClose = () => finish(() => reject(new AppError("canceled", "the caller left")));
+    const onClose = () => finish(() => reject(callerLeft()));
     const onStall = () => {
       finish(() => reject(new AppError("canceled", `the reader took nothing for ${limitMs} ms`)));
       cutOff(response);

@@ -13,8 +13,8 @@ export async function* wholeBody(body: Readable, limits: BodyLimits): AsyncItera
 interface BodyLimits {
   readonly bytes: number;
   readonly ms: number;
-  /** Aborts when the caller goes away: a request that is gone already says so to nobody. */
-  readonly caller: AbortSignal;
+  /** Aborts when nobody waits for the body any more: a request that is gone already says so to nobody. */
+  readonly signal: AbortSignal;
 }
 
 /**
@@ -22,16 +22,16 @@ interface BodyLimits {
  * Connect's own envelope decoder does not.
  *
  * Throws ConnectError `resource_exhausted` past `limits.bytes`, `deadline_exceeded` when the body takes longer than
- * `limits.ms` or half a minute, and `canceled` when its sender goes away.
+ * `limits.ms` or half a minute, and `limits.signal.reason`.
  */
 export async function readBody(body: Readable, limits: BodyLimits): Promise<Buffer> {
-  limits.caller.throwIfAborted();
+  limits.signal.throwIfAborted();
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
     let bytes = 0;
-    const finish = (error?: ConnectError) => {
+    const finish = (error?: unknown) => {
       clearTimeout(timer);
-      limits.caller.removeEventListener("abort", onClose);
+      limits.signal.removeEventListener("abort", onAbort);
       body.off("data", onData).off("end", onEnd).pause();
       const [only] = chunks;
       if (error !== undefined) reject(error);
@@ -50,11 +50,11 @@ export async function readBody(body: Readable, limits: BodyLimits): Promise<Buff
       }
     };
     const onEnd = () => finish();
-    const onClose = () => finish(new ConnectError("the caller left", Code.Canceled));
+    const onAbort = () => finish(limits.signal.reason);
     const onTimeout = () =>
       finish(new ConnectError("the request's body took too long to arrive", Code.DeadlineExceeded));
     const timer = setTimeout(onTimeout, Math.min(limits.ms, bodyMsMax));
-    limits.caller.addEventListener("abort", onClose, { once: true });
+    limits.signal.addEventListener("abort", onAbort, { once: true });
     body.on("data", onData).on("end", onEnd);
   });
 }

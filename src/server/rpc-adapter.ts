@@ -9,6 +9,7 @@ import { codeToString } from "@connectrpc/connect/protocol-connect";
 import { type Call, callKey } from "../rpc/call.ts";
 import { malformed, recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes } from "../rpc/wire.ts";
+import type { Caller } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
   bodyOf,
@@ -27,13 +28,13 @@ export interface RpcAdapterOptions {
   readonly deadline: { readonly defaultMs: number; readonly maxMs: number };
 }
 
-/** One request and its answer, and the method they are for. */
+/** One request and its answer. */
 export interface HttpExchange {
   readonly request: NodeRequest;
   readonly response: NodeResponse;
-  readonly target: { readonly method: string; readonly path: string };
-  /** Aborts when the caller goes away. */
-  readonly caller: AbortSignal;
+  /** The method's own path, with what the request's has behind it. */
+  readonly path: string;
+  readonly caller: Caller;
   /** The request's body, when it has been read already. */
   readonly body?: Buffer;
 }
@@ -47,7 +48,7 @@ export interface HttpExchange {
 export async function runRpc(
   handler: UniversalHandler,
   call: Call,
-  { request, response, target, caller, body }: HttpExchange,
+  { request, response, path, caller, body }: HttpExchange,
   options: RpcAdapterOptions,
 ): Promise<void> {
   const { methodKind } = handler.method;
@@ -56,12 +57,13 @@ export async function runRpc(
   call.deadlineAt = call.startedAt + deadline.ms;
   const headers = toHeaders(request);
   headers.set(...deadline.header);
-  const bodyLimits = { bytes: options.bodyBytesMax + envelopeBytes, ms: deadline.ms, caller };
+  const { signal } = caller;
+  const bodyLimits = { bytes: options.bodyBytesMax + envelopeBytes, ms: deadline.ms, signal };
   const universal: UniversalServerRequest = {
     httpVersion: request.httpVersion,
-    method: target.method,
+    method: request.method ?? "",
     // Nothing behind needs the caller's authority, so that none reaches a parser.
-    url: `http://localhost${target.path}`,
+    url: `http://localhost${path}`,
     header: headers,
     body:
       body !== undefined
@@ -70,7 +72,7 @@ export async function runRpc(
           ? wholeBody(bodyOf(request), bodyLimits)
           : // A method that reads no further must still be able to answer, over HTTP/2 on the same stream.
             bodyOf(request).iterator({ destroyOnReturn: false }),
-    signal: caller,
+    signal,
     contextValues: createContextValues().set(callKey, call),
   };
   try {
@@ -79,12 +81,12 @@ export async function runRpc(
     const onHead = () => {
       if (hasOneMessage || call.refusal !== undefined) closeUnread(request, response);
     };
-    await send(answer, response, onHead, caller);
+    await send(answer, response, onHead, signal);
     // Nor after the answer, wherever the method has stopped reading.
     closeUnread(request, response);
   } catch (error) {
     // Connect turns what handlers throw into answers; what arrives here is a lost connection or a bug.
-    if (!caller.aborted && !response.destroyed) recordOutcome(call, error);
+    if (!caller.hasLeft && !response.destroyed) recordOutcome(call, error);
     cutOff(response);
   }
 }
