@@ -2,7 +2,6 @@ import type {
   Http2ServerRequest,
   Http2ServerResponse,
   IncomingHttpHeaders,
-  OutgoingHttpHeaders,
   ServerHttp2Stream,
 } from "node:http2";
 
@@ -58,7 +57,8 @@ export class Http2Response {
   statusCode = 200;
   /** Whether `end` was called. */
   writableEnded = false;
-  readonly #headers: OutgoingHttpHeaders = {};
+  /** Names and values in turn: Node copies an object into another one first. */
+  readonly #headers: string[] = [];
 
   /** As Node calls it, also for requests that it answers itself: nobody else hears the errors of those. */
   constructor(stream: ServerHttp2Stream) {
@@ -76,14 +76,20 @@ export class Http2Response {
 
   /** `name` in lower case. */
   setHeader(name: string, value: string | number): void {
-    this.#headers[name] = value;
+    const headers = this.#headers;
+    for (let at = 0; at < headers.length; at += 2) {
+      if (headers[at] !== name) continue;
+      headers[at + 1] = String(value);
+      return;
+    }
+    headers.push(name, String(value));
   }
 
   /** `hasTrailers`: `addTrailers` will be called. */
   writeHead(status: number, hasTrailers = false): void {
     if (this.#isOver) return;
-    this.#headers[":status"] = status;
-    this.stream.respond(this.#headers, { waitForTrailers: hasTrailers });
+    const headers = [":status", String(status), ...this.#headers];
+    this.stream.respond(headers, { waitForTrailers: hasTrailers });
   }
 
   /** Whether more may be written at once. */
