@@ -13,7 +13,7 @@ import type { Upstream } from "./upstream.ts";
 export interface ChatStreamOptions {
   readonly upstream: Upstream;
   /** Makes the body of the request, JSON, when the stream starts. */
-  readonly body: () => Buffer;
+  readonly body: () => string;
   readonly traceparent?: string | undefined;
   readonly maxTokens: number;
   /** What the events of this engine look like. */

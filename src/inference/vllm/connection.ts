@@ -79,15 +79,14 @@ export class Connection {
       });
   }
 
-  /** Sends a request: `head` with the empty line at its end, in Latin-1. The connection must be free, or new. */
-  send(head: string, body: Buffer | undefined, user: ConnectionUser): void {
+  /** Sends a request, all of it. The connection must be free, or new. */
+  send(request: string, user: ConnectionUser): void {
     this.#user = user;
     this.#reader = new ReplyReader(user);
     this.#responding = false;
     const write = () => {
       this.#writing = undefined;
-      const bytes = Buffer.from(head, "latin1");
-      this.#socket.write(body === undefined ? bytes : Buffer.concat([bytes, body]));
+      this.#socket.write(request);
     };
     // What the server has sent to a connection that was idle, or that it has closed it, is read before: a next request would
     // take those bytes for its reply (as in undici, GHSA-35p6-xmwp-9g52). In the turn in which the last reply has ended, nobody

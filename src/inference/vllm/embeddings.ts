@@ -48,7 +48,7 @@ export function createVllmEmbedder(options: VllmEmbedderOptions): Embedder {
           method: "POST",
           path: "/v1/embeddings",
           // Said explicitly: what a server does without it has changed between versions.
-          body: Buffer.from(JSON.stringify({ model, input: inputs, encoding_format: "float" })),
+          body: JSON.stringify({ model, input: inputs, encoding_format: "float" }),
         },
         { timeoutMs, bytesMax: REPLY_BYTES + inputs.length * BYTES_PER_INPUT, signal },
       );

@@ -9,8 +9,8 @@ export interface UpstreamRequest {
   /** Below the base of the upstream, such as `/v1/models`. */
   readonly path: string;
   readonly accept: string;
-  /** JSON, as bytes. */
-  readonly body?: Buffer;
+  /** JSON. */
+  readonly body?: string;
   readonly traceparent?: string | undefined;
 }
 
@@ -63,7 +63,7 @@ export class Exchange implements ConnectionUser {
   run(connection: Connection): void {
     const { method, path, accept, body, traceparent } = this.#request;
     this.#connection = connection;
-    const head = [
+    const lines = [
       `${method} ${this.#owner.basePath}${path} HTTP/1.1`,
       `accept: ${accept}`,
       // vLLM takes this as the id of the request, and two live requests with one id overwrite each other: it is random for
@@ -71,12 +71,12 @@ export class Exchange implements ConnectionUser {
       `x-request-id: ${randomUUID()}`,
       ...(body === undefined
         ? []
-        : ["content-type: application/json", `content-length: ${body.length}`]),
+        : ["content-type: application/json", `content-length: ${Buffer.byteLength(body)}`]),
       ...(traceparent === undefined ? [] : [`traceparent: ${traceparent}`]),
       this.#owner.commonHeaders,
-      "",
+      body ?? "",
     ];
-    connection.send(head.join("\r\n"), body, this);
+    connection.send(lines.join("\r\n"), this);
   }
 
   /** Ends the exchange now: its connection is closed and the receiver hears nothing more. May be called at any time. */

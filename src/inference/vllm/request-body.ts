@@ -14,7 +14,7 @@ import type {
  * The whole of what vLLM is told about a chat, rebuilt field by field: a field that is not written here cannot leave.
  * vLLM ignores unknown fields and refuses `null` in some known ones, so absent fields are left out.
  */
-export function toChatBody(request: EngineChatRequest, cacheSalt: string): Buffer {
+export function toChatBody(request: EngineChatRequest, cacheSalt: string): string {
   return toJson({
     model: request.model,
     messages: request.messages.map(toMessage),
@@ -42,7 +42,7 @@ export function toChatBody(request: EngineChatRequest, cacheSalt: string): Buffe
 }
 
 /** The same messages and tools, so that the template makes the same prompt of them. */
-export function toTokenizeBody(request: TokenCountRequest): Buffer {
+export function toTokenizeBody(request: TokenCountRequest): string {
   return toJson({
     model: request.model,
     messages: request.messages.map(toMessage),
@@ -120,6 +120,6 @@ interface Fields {
 }
 
 /** JSON leaves out what is undefined. */
-function toJson(fields: Fields): Buffer {
-  return Buffer.from(JSON.stringify(fields));
+function toJson(fields: Fields): string {
+  return JSON.stringify(fields);
 }
