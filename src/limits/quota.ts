@@ -127,24 +127,7 @@ export function createMemoryQuota(now: () => number = Date.now): MemoryQuota {
     const windows = clients.get(client) ?? new Map<string, Window>();
     clients.set(client, windows);
     for (const { demand, window } of parts) windows.set(keyOf(demand), window);
-    const change = (by: (demand: Demand) => number) => {
-      for (const { demand, window } of parts) window.used += by(demand);
-    };
-    change(({ amount }) => amount);
-    let cost: number | undefined;
-    let taken = true;
-    const giveBack = (by: (demand: Demand) => number) => {
-      if (taken) change(by);
-      taken = false;
-    };
-    return {
-      granted: true,
-      settle(tokens) {
-        cost = tokens;
-      },
-      cancel: () => giveBack(({ amount }) => -amount),
-      [Symbol.dispose]: () => giveBack((demand) => settlement(demand, cost)),
-    };
+    return new MemoryGrant(parts);
   };
   const partsOf = (call: QuotaCall): Part[] =>
     demandsOf(call.client, call).map((demand) => ({
@@ -194,6 +177,36 @@ export function createMemoryQuota(now: () => number = Date.now): MemoryQuota {
     // Nothing to wait for.
     async [Symbol.asyncDispose]() {},
   };
+}
+
+class MemoryGrant implements Grant {
+  readonly granted = true;
+  readonly #parts: readonly Part[];
+  #cost: number | undefined;
+  #isTaken = true;
+
+  constructor(parts: readonly Part[]) {
+    this.#parts = parts;
+    for (const { demand, window } of parts) window.used += demand.amount;
+  }
+
+  settle(tokens: number): void {
+    this.#cost = tokens;
+  }
+
+  cancel(): void {
+    this.#giveBack(({ amount }) => -amount);
+  }
+
+  [Symbol.dispose](): void {
+    this.#giveBack((demand) => settlement(demand, this.#cost));
+  }
+
+  #giveBack(changeOf: (demand: Demand) => number): void {
+    if (!this.#isTaken) return;
+    this.#isTaken = false;
+    for (const { demand, window } of this.#parts) window.used += changeOf(demand);
+  }
 }
 
 /** By how much a counter has to change when a call ends that has cost so many tokens; undefined: the most it could. */

@@ -1,4 +1,5 @@
 import { noUsage, type Usage } from "../inference/engine.ts";
+import type { Mutable } from "../lib/mutable.ts";
 import { dayMs } from "../limits/limits.ts";
 import type { CallRecord, CallSink } from "./call-record.ts";
 
@@ -46,7 +47,7 @@ const kinds: readonly PeriodKind[] = ["day", "month"];
 interface Period {
   readonly kind: PeriodKind;
   readonly start: number;
-  readonly models: Map<string, ModelTotals>;
+  readonly models: Map<string, Mutable<ModelTotals>>;
 }
 
 /** `now` is milliseconds since 1970. */
@@ -59,7 +60,7 @@ export function createUsageTotals(now: () => number = Date.now): UsageTotals {
   /** Undefined for a period that is forgotten. */
   const open = (client: string, kind: PeriodKind, start: number): Period | undefined => {
     const isKept = (period: Period) => period.start >= startBefore(period.kind, now());
-    const period = { kind, start, models: new Map<string, ModelTotals>() };
+    const period: Period = { kind, start, models: new Map() };
     if (!isKept(period)) return undefined;
     clients.set(client, [...(clients.get(client) ?? []).filter(isKept), period]);
     return period;
@@ -87,24 +88,22 @@ export function createUsageTotals(now: () => number = Date.now): UsageTotals {
       const before = kinds.flatMap((kind) => find(client, kind, startBefore(kind, at)) ?? []);
       return [...running, ...before].map(({ models, ...period }) => ({
         ...period,
-        models: [...models.values()],
+        models: [...models.values()].map((totals) => ({ ...totals })),
       }));
     },
   };
 }
 
-function add(models: Map<string, ModelTotals>, call: CallRecord): void {
+function add(models: Period["models"], call: CallRecord): void {
   const { model: named = "", reason, usage = noUsage } = call;
   const model = models.has(named) || models.size < modelsMax ? named : otherModels;
-  const { requests, refusedRequests, ...used } = models.get(model) ?? nothing;
-  models.set(model, {
-    model,
-    requests: requests + 1,
-    refusedRequests: refusedRequests + (reason === undefined ? 0 : 1),
-    promptTokens: used.promptTokens + usage.promptTokens,
-    cachedPromptTokens: used.cachedPromptTokens + usage.cachedPromptTokens,
-    completionTokens: used.completionTokens + usage.completionTokens,
-  });
+  const totals = models.get(model) ?? { model, ...nothing };
+  models.set(model, totals);
+  totals.requests += 1;
+  if (reason !== undefined) totals.refusedRequests += 1;
+  totals.promptTokens += usage.promptTokens;
+  totals.cachedPromptTokens += usage.cachedPromptTokens;
+  totals.completionTokens += usage.completionTokens;
 }
 
 const nothing = { requests: 0, refusedRequests: 0, ...noUsage };

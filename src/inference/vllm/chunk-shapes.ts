@@ -1,3 +1,4 @@
+import type { Mutable } from "../../lib/mutable.ts";
 import type { FinishReason, Usage } from "../engine.ts";
 import { type ChunkSink, parseChunk } from "./parse-chunk.ts";
 
@@ -8,8 +9,6 @@ export interface Said extends Mutable<Usage> {
   text: string;
   finishReason: FinishReason | undefined;
 }
-
-type Mutable<T> = { -readonly [Key in keyof T]: T[Key] };
 
 /** No count that an event can report. */
 const absent = -1;

@@ -1,3 +1,4 @@
+import type { Mutable } from "../../lib/mutable.ts";
 import type { ChatPart } from "../engine.ts";
 
 /**
@@ -61,5 +62,4 @@ function copyOf(text: string): string {
   return Buffer.from(text).toString();
 }
 
-type Mutable<Part> = Part extends unknown ? { -readonly [Key in keyof Part]: Part[Key] } : never;
 type MutablePart = Mutable<ChatPart>;
