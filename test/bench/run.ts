@@ -1,5 +1,5 @@
 /**
- * What the gateway costs (`npm run bench`, a quarter of an hour): beside the engine asked directly, nginx, and the handler that one
+ * What the gateway costs (`npm run bench`, twenty minutes): beside the engine asked directly, nginx, and the handler that one
  * writes first (plain-handler.ts), on the same engine (engine.ts), in one run. This process makes the load. Every run is
  * printed; medians go into README.md and README.fr.md. `npm run bench -- short` is for working on the gateway: each case
  * once and shorter, and the documents stay as they are.
@@ -76,8 +76,14 @@ const plan: readonly {
   { load: saturated, repeated: [...outside, ...both(grpcStream), [twoProcesses, grpcStream]] },
   {
     load: calls10,
-    repeated: [...outside, ...both(jsonCall)],
-    once: [...both(grpcCall), ...both(binaryCall), ...both(webCall), ["product", aliasCall]],
+    repeated: [
+      ...outside,
+      ...both(jsonCall),
+      ...both(grpcCall),
+      ...both(binaryCall),
+      ...both(webCall),
+    ],
+    once: [["product", aliasCall]],
   },
   { load: calls64, repeated: [], once: [...outside, ...both(jsonCall), [twoProcesses, jsonCall]] },
 ];
