@@ -1,5 +1,5 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { Readable } from "node:stream";
+import type { ServerHttp2Stream } from "node:http2";
 import { AppError } from "../errors.ts";
 import { callerLeft } from "./call-scope.ts";
 import type { Http2Request, Http2Response } from "./http2-messages.ts";
@@ -13,7 +13,9 @@ export function authorityOf(request: NodeRequest): string | undefined {
   return "authority" in request ? request.authority || request.headers.host : request.headers.host;
 }
 
-export function bodyOf(request: NodeRequest): Readable {
+export type NodeBody = IncomingMessage | ServerHttp2Stream;
+
+export function bodyOf(request: NodeRequest): NodeBody {
   return "stream" in request ? request.stream : request;
 }
 

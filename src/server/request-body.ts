@@ -1,12 +1,17 @@
-import type { Readable } from "node:stream";
 import { Code, ConnectError } from "@connectrpc/connect";
+import { toConnectError } from "../rpc/error-mapping.ts";
+import { callerLeft } from "./call-scope.ts";
+import type { NodeBody } from "./node-http.ts";
 
 /** A body that has not arrived in this time is a slow-loris attack or a broken network, whatever the call's deadline. */
 const bodyMsMax = 30_000;
 
 /** The body of a call that has one request message, as one chunk, read when it is first asked for: see `readBody`. */
-export async function* wholeBody(body: Readable, limits: BodyLimits): AsyncIterable<Uint8Array> {
-  const whole = await readBody(body, limits);
+export async function* wholeBody(body: NodeBody, limits: BodyLimits): AsyncIterable<Uint8Array> {
+  // Connect takes any other error for a request that cannot be read, and so for its caller's fault.
+  const whole = await readBody(body, limits).catch((error: unknown) => {
+    throw toConnectError(error);
+  });
   if (whole.length > 0) yield whole;
 }
 
@@ -22,9 +27,9 @@ interface BodyLimits {
  * Connect's own envelope decoder does not.
  *
  * Throws ConnectError `resource_exhausted` past `limits.bytes`, `deadline_exceeded` when the body takes longer than
- * `limits.ms` or half a minute, and `limits.signal.reason`.
+ * `limits.ms` or half a minute, AppError `canceled` when it ends before it is whole, and `limits.signal.reason`.
  */
-export async function readBody(body: Readable, limits: BodyLimits): Promise<Buffer> {
+export async function readBody(body: NodeBody, limits: BodyLimits): Promise<Buffer> {
   limits.signal.throwIfAborted();
   return new Promise((resolve, reject) => {
     const chunks: Buffer[] = [];
@@ -49,7 +54,8 @@ export async function readBody(body: Readable, limits: BodyLimits): Promise<Buff
         );
       }
     };
-    const onEnd = () => finish();
+    // A stream of HTTP/2 that its sender has broken off ends like any other.
+    const onEnd = () => finish(body.aborted ? callerLeft() : undefined);
     const onAbort = () => finish(limits.signal.reason);
     const onTimeout = () =>
       finish(new ConnectError("the request's body took too long to arrive", Code.DeadlineExceeded));

@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { connect as connectHttp2 } from "node:http2";
 import { connect, type Socket } from "node:net";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -6,6 +7,14 @@ import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { eventually } from "../support/eventually.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
 import { answer, type Script, silence } from "../support/fake-vllm-replies.ts";
+import {
+  flags,
+  frame,
+  frameTypes,
+  openRawHttp2,
+  requestHeaders,
+  resetFrame,
+} from "../support/raw-http2.ts";
 import { erpKey, protocols, startApp, type TestApp, transportFor } from "../support/start-app.ts";
 
 /** How long the engine may go on for a caller who left. */
@@ -167,6 +176,55 @@ describe("the engine stops within 250 ms when the connection goes", () => {
       session.close();
     },
   );
+});
+
+describe("a caller who leaves while its body arrives has done nothing wrong", () => {
+  const streamPath = "/formdev.chat.v1.ChatService/StreamChat";
+  const connectStream = { "content-type": "application/connect+json" };
+  const requests: readonly (readonly [string, string, Readonly<Record<string, string>>])[] = [
+    ["a stream", streamPath, connectStream],
+    ["a gzipped stream", streamPath, { ...connectStream, "connect-content-encoding": "gzip" }],
+    ["a call", "/v1/chat", { "content-type": "application/json" }],
+    [
+      "a call of another method",
+      "/formdev.model.v1.ModelService/ListModels",
+      { "content-type": "application/json" },
+    ],
+  ];
+  /** The server says that it goes on when it hands the request on. */
+  const expected = { expect: "100-continue", "x-api-key": erpKey };
+
+  async function expectCanceled(): Promise<void> {
+    await eventually("the call is logged", () => app.logs.some(({ msg }) => msg === "call"));
+    expect(app.logs.find(({ msg }) => msg === "call")).toMatchObject({ outcome: "canceled" });
+  }
+
+  it.each(requests)("over HTTP/1.1: %s", async (_what, path, headers) => {
+    const socket = connect(app.address.port, "127.0.0.1");
+    socket.on("error", () => undefined);
+    const fields = { host: "localhost", "content-length": "100", ...headers, ...expected };
+    const lines = Object.entries(fields).map(([name, value]) => `${name}: ${value}`);
+    socket.write(`POST ${path} HTTP/1.1\r\n${lines.join("\r\n")}\r\n\r\n`);
+    await once(socket, "data");
+    socket.resetAndDestroy();
+    await expectCanceled();
+  });
+
+  for (const [name, code] of Object.entries({ NO_ERROR: 0, INTERNAL_ERROR: 2, CANCEL: 8 })) {
+    it.each(requests)(`over HTTP/2, by ${name}: %s`, async (_what, path, headers) => {
+      using connection = await openRawHttp2(app.address.port);
+      const head = requestHeaders(path, { ...headers, ...expected });
+      connection.send(frame(frameTypes.headers, { flags: flags.endHeaders, stream: 1 }, head));
+      await connection.frame(frameTypes.headers, 1);
+      connection.send(
+        Buffer.concat([
+          frame(frameTypes.data, { stream: 1 }, Buffer.alloc(10)),
+          resetFrame(1, code),
+        ]),
+      );
+      await expectCanceled();
+    });
+  }
 });
 
 it("logs a caller who left as canceled, with the tokens that were made, at no level that calls somebody", async () => {
