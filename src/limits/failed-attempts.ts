@@ -58,6 +58,8 @@ export function createFailedAttempts(options: FailedAttemptsOptions = {}): Faile
 
   return {
     blockedMs(address) {
+      // As nearly always: then the address need not be read.
+      if (sources.size === 0) return 0;
       const source = sources.get(sourceOf(address));
       return source?.blocked ? Math.max(0, Math.ceil(source.endsAt - clock())) : 0;
     },
