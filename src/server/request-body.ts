@@ -15,6 +15,17 @@ export async function* wholeBody(body: NodeBody, limits: BodyLimits): AsyncItera
   if (whole.length > 0) yield whole;
 }
 
+/** The body of a call that may go on sending messages, as it comes. */
+export async function* ongoingBody(body: NodeBody): AsyncIterable<Uint8Array> {
+  try {
+    // A method that reads no further must still be able to answer, over HTTP/2 on the same stream.
+    yield* body.iterator({ destroyOnReturn: false });
+  } catch {
+    // That its sender has broken it off is all that can go wrong.
+    throw toConnectError(callerLeft());
+  }
+}
+
 interface BodyLimits {
   readonly bytes: number;
   readonly ms: number;

@@ -21,7 +21,7 @@ import {
   stallMs,
   writeHead,
 } from "./node-http.ts";
-import { wholeBody } from "./request-body.ts";
+import { ongoingBody, wholeBody } from "./request-body.ts";
 
 export interface RpcAdapterOptions {
   readonly bodyBytesMax: number;
@@ -70,8 +70,7 @@ export async function runRpc(
         ? createAsyncIterable([body])
         : hasOneMessage
           ? wholeBody(bodyOf(request), bodyLimits)
-          : // A method that reads no further must still be able to answer, over HTTP/2 on the same stream.
-            bodyOf(request).iterator({ destroyOnReturn: false }),
+          : ongoingBody(bodyOf(request)),
     signal,
     contextValues: createContextValues().set(callKey, call),
   };

@@ -7,11 +7,13 @@ import { ChatService } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { eventually } from "../support/eventually.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
 import { answer, type Script, silence } from "../support/fake-vllm-replies.ts";
+import { envelope } from "../support/raw-http.ts";
 import {
   flags,
   frame,
   frameTypes,
   openRawHttp2,
+  type RawHttp2,
   requestHeaders,
   resetFrame,
 } from "../support/raw-http2.ts";
@@ -225,6 +227,31 @@ describe("a caller who leaves while its body arrives has done nothing wrong", ()
       await expectCanceled();
     });
   }
+});
+
+it.each([
+  ["RST_STREAM", (connection: RawHttp2) => connection.send(resetFrame(1))],
+  ["the end of the connection", (connection: RawHttp2) => connection[Symbol.dispose]()],
+])("logs a caller of reflection who left by %s as canceled", async (_how, leave) => {
+  using connection = await openRawHttp2(app.address.port);
+  const head = requestHeaders("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", {
+    "content-type": "application/grpc+proto",
+    "x-api-key": erpKey,
+    te: "trailers",
+  });
+  /** list_services, field 7 of ServerReflectionRequest: an empty string. */
+  const listServices = envelope(Buffer.of((7 << 3) | 2, 0));
+  connection.send(
+    Buffer.concat([
+      frame(frameTypes.headers, { flags: flags.endHeaders, stream: 1 }, head),
+      frame(frameTypes.data, { stream: 1 }, listServices),
+    ]),
+  );
+  await connection.frame(frameTypes.data, 1);
+  leave(connection);
+  await eventually("the call is logged", () => app.logs.some(({ msg }) => msg === "call"));
+  expect(app.logs.find(({ msg }) => msg === "call")).toMatchObject({ outcome: "canceled" });
+  expect(app.logs.filter(({ level }) => Number(level) >= 40)).toEqual([]);
 });
 
 it("logs a caller who left as canceled, with the tokens that were made, at no level that calls somebody", async () => {
