@@ -76,13 +76,7 @@ const plan: readonly {
   { load: saturated, repeated: [...outside, ...both(grpcStream), [twoProcesses, grpcStream]] },
   {
     load: calls10,
-    repeated: [
-      ...outside,
-      ...both(jsonCall),
-      ...both(grpcCall),
-      ...both(binaryCall),
-      ...both(webCall),
-    ],
+    repeated: [...outside, ...[jsonCall, grpcCall, binaryCall, webCall].flatMap(both)],
     once: [["product", aliasCall]],
   },
   { load: calls64, repeated: [], once: [...outside, ...both(jsonCall), [twoProcesses, jsonCall]] },

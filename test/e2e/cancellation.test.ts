@@ -64,6 +64,13 @@ async function expectSequenceIsFree(): Promise<void> {
   expect((await client.chat(hello)).message?.content).toBe("libre");
 }
 
+/** The line of the first call, as soon as it is there. */
+async function loggedCall() {
+  const find = () => app.logs.find(({ msg }) => msg === "call");
+  await eventually("the call is logged", () => find() !== undefined);
+  return find();
+}
+
 describe.each(protocols)("over %s, the engine stops within 250 ms", (protocol) => {
   const client = () => createClient(ChatService, transportFor(protocol, app.url));
 
@@ -196,11 +203,6 @@ describe("a caller who leaves while its body arrives has done nothing wrong", ()
   /** The server says that it goes on when it hands the request on. */
   const expected = { expect: "100-continue", "x-api-key": erpKey };
 
-  async function expectCanceled(): Promise<void> {
-    await eventually("the call is logged", () => app.logs.some(({ msg }) => msg === "call"));
-    expect(app.logs.find(({ msg }) => msg === "call")).toMatchObject({ outcome: "canceled" });
-  }
-
   it.each(requests)("over HTTP/1.1: %s", async (_what, path, headers) => {
     const socket = connect(app.address.port, "127.0.0.1");
     socket.on("error", () => undefined);
@@ -209,7 +211,7 @@ describe("a caller who leaves while its body arrives has done nothing wrong", ()
     socket.write(`POST ${path} HTTP/1.1\r\n${lines.join("\r\n")}\r\n\r\n`);
     await once(socket, "data");
     socket.resetAndDestroy();
-    await expectCanceled();
+    expect(await loggedCall()).toMatchObject({ outcome: "canceled" });
   });
 
   for (const [name, code] of Object.entries({ NO_ERROR: 0, INTERNAL_ERROR: 2, CANCEL: 8 })) {
@@ -224,7 +226,7 @@ describe("a caller who leaves while its body arrives has done nothing wrong", ()
           resetFrame(1, code),
         ]),
       );
-      await expectCanceled();
+      expect(await loggedCall()).toMatchObject({ outcome: "canceled" });
     });
   }
 });
@@ -249,8 +251,7 @@ it.each([
   );
   await connection.frame(frameTypes.data, 1);
   leave(connection);
-  await eventually("the call is logged", () => app.logs.some(({ msg }) => msg === "call"));
-  expect(app.logs.find(({ msg }) => msg === "call")).toMatchObject({ outcome: "canceled" });
+  expect(await loggedCall()).toMatchObject({ outcome: "canceled" });
   expect(app.logs.filter(({ level }) => Number(level) >= 40)).toEqual([]);
 });
 
@@ -263,8 +264,7 @@ it("logs a caller who left as canceled, with the tokens that were made, at no le
       if (part.case === "textDelta") left.abort();
     }
   }).rejects.toMatchObject({ code: Code.Canceled });
-  await eventually("the call is logged", () => app.logs.some(({ msg }) => msg === "call"));
-  const line = app.logs.find(({ msg }) => msg === "call");
+  const line = await loggedCall();
   expect(line).toMatchObject({ outcome: "canceled", client: "erp" });
   expect(line?.completion_tokens).toBeGreaterThan(0);
   expect(app.logs.filter(({ level }) => Number(level) >= 40)).toEqual([]);
