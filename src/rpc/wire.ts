@@ -21,8 +21,6 @@ export interface Wire {
   readonly isJson: boolean;
   /** Whether each message has a flag byte and four bytes of length in front. Without them it is the whole body. */
   readonly isEnveloped: boolean;
-  /** Whether the end is in HTTP trailers. */
-  readonly hasTrailers: boolean;
   /** What comes after the last message: bytes of the body, or HTTP trailers. */
   end(error?: ConnectError): WireEnd;
 }
@@ -117,8 +115,7 @@ function withEnd(end: (error?: ConnectError) => WireEnd): Wire["end"] {
 function codecs(prefix: string, isEnveloped: boolean, end: Wire["end"]): [string, Wire][] {
   return [false, true].map((isJson) => {
     const contentType = `${prefix}${isJson ? "json" : "proto"}`;
-    const hasTrailers = end().trailers !== undefined;
-    return [contentType, { contentType, isJson, isEnveloped, hasTrailers, end }];
+    return [contentType, { contentType, isJson, isEnveloped, end }];
   });
 }
 

@@ -1,4 +1,3 @@
-import type { Writable } from "node:stream";
 import type { ConnectError } from "@connectrpc/connect";
 import type { UniversalHandler } from "@connectrpc/connect/protocol";
 import { StallTimer } from "../lib/stall-timer.ts";
@@ -8,15 +7,7 @@ import { recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { CallScope, type RunningCalls } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
-import {
-  bodyOf,
-  cutOff,
-  type NodeRequest,
-  type NodeResponse,
-  stallMs,
-  writeHead,
-  written,
-} from "./node-http.ts";
+import { cutOff, type NodeRequest, type NodeResponse, stallMs, written } from "./node-http.ts";
 import { readBody } from "./request-body.ts";
 import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
 
@@ -54,7 +45,7 @@ export async function runDirect(
   const { signal } = scope;
   try {
     const bytes = options.bodyBytesMax + envelopeBytes;
-    const body = await readBody(bodyOf(request), { bytes, ms: deadline.ms, signal });
+    const body = await readBody(request, { bytes, ms: deadline.ms, signal });
     const asked = method.open(wire, body);
     if (asked === undefined) return await runRpc(handler, call, { ...exchange, body }, options);
     call.dispatched = true;
@@ -96,20 +87,17 @@ class Sender implements Disposable {
   hasBegun = false;
   readonly #wire: Wire;
   readonly #response: NodeResponse;
-  /** Over HTTP/2 the stream itself: it knows how much its reader has not taken yet. */
-  readonly #body: Writable;
   readonly #silence: StallTimer;
 
   constructor(wire: Wire, response: NodeResponse, heartbeat: Buffer, heartbeatMs: number) {
     this.#wire = wire;
     this.#response = response;
-    this.#body = "stream" in response ? response.stream : response;
     this.#silence = new StallTimer(heartbeatMs, () => {
       this.#silence.restart(heartbeatMs);
       // A reader who has not taken the last message knows that there is more.
-      if (this.#body.writableLength > 0 || this.#body.destroyed) return;
+      if (this.#response.writableLength > 0 || this.#response.destroyed) return;
       this.#begin();
-      this.#body.write(heartbeat);
+      this.#response.write(heartbeat);
     });
   }
 
@@ -117,9 +105,9 @@ class Sender implements Disposable {
   send(message: Buffer): Promise<void> | undefined {
     this.#begin();
     this.#silence.touch();
-    if (this.#body.writableLength >= unsentBytesMax)
+    if (this.#response.writableLength >= unsentBytesMax)
       return written(this.#response, message, stallMs);
-    this.#body.write(message);
+    this.#response.write(message);
     return undefined;
   }
 
@@ -161,9 +149,9 @@ async function sendStream(
   }
 }
 
-function writeWireHead(response: NodeResponse, { contentType, hasTrailers }: Wire): void {
+function writeWireHead(response: NodeResponse, { contentType }: Wire): void {
   response.setHeader("content-type", contentType);
-  writeHead(response, 200, hasTrailers);
+  response.writeHead(200);
 }
 
 function end(response: NodeResponse, { bytes, trailers }: WireEnd, message?: Buffer): void {

@@ -14,6 +14,7 @@ import type { Routes } from "../rpc/routes.ts";
 import type { StartTrace } from "../usage/call-trace.ts";
 import { Caller } from "./call-scope.ts";
 import { type DirectCallOptions, runDirect } from "./direct-call.ts";
+import { Http2Stream } from "./http2/stream.ts";
 import {
   authorityOf,
   cutOff,
@@ -76,7 +77,6 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     options.onCallStart();
     const caller = new Caller();
     const closed = whenClosed(response).then(() => {
-      // Node calls every closed HTTP/2 response finished; ours is when we have ended it.
       if (response.writableEnded) return;
       if (call.outcome === "ok") call.outcome = "canceled";
       leftAt = monotonicClock();
@@ -104,7 +104,8 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     caller: Caller,
   ): Promise<void> {
     response.setHeader("x-request-id", call.id);
-    if (options.isDraining() && !("stream" in request)) response.setHeader("connection", "close");
+    if (options.isDraining() && request.httpVersion !== "2.0")
+      response.setHeader("connection", "close");
 
     const url = request.url ?? "";
     const refusal = checkRequestHead(
@@ -112,7 +113,7 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
         url,
         authority: authorityOf(request),
         headers: request.headers,
-        rawHeaders: request.rawHeaders,
+        tooLarge: request instanceof Http2Stream && request.headersTooLarge,
       },
       options.bodyBytesMax,
     );

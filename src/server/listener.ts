@@ -1,24 +1,19 @@
 import { createServer as createHttp1Server, type ServerOptions } from "node:http";
 import {
-  createServer as createHttp2Server,
-  createSecureServer,
-  type ServerOptions as Http2Options,
-  type Http2Server,
-  type ServerHttp2Session,
-} from "node:http2";
-import {
   type AddressInfo,
   createServer as createNetServer,
   type Server,
   type Socket,
 } from "node:net";
 import { setTimeout } from "node:timers/promises";
-import { http2Messages } from "./http2-messages.ts";
+import { createServer as createTlsServer } from "node:tls";
+import { Http2Session } from "./http2/session.ts";
+import type { Http2Stream } from "./http2/stream.ts";
 import type { NodeHandler } from "./node-http.ts";
 import { routeByPreface } from "./preface.ts";
 import { headerBytesMax } from "./request-guard.ts";
 
-/** Bounds of connections, before any call. The figures of HTTP/2 are those that Envoy advises for an edge. */
+/** Bounds of connections, before any call. Those of HTTP/2 are in http2/session.ts. */
 const limits = {
   /** Connections at once; one more is closed. */
   connections: 10_000,
@@ -28,13 +23,6 @@ const limits = {
   checkIntervalMs: 1000,
   /** Milliseconds that an HTTP/1.1 connection may idle: longer than nginx keeps its own (60 s), so that it closes first. */
   keepAliveMs: 65_000,
-  http2Streams: 100,
-  http2SessionMemoryMb: 10,
-  /** Milliseconds without a frame after which an HTTP/2 connection is closed gracefully. */
-  http2IdleMs: 300_000,
-  /** Streams that a client may reset at once, and each second (CVE-2023-44487, rapid reset). */
-  http2ResetBurst: 100,
-  http2ResetsPerSecond: 20,
 } as const;
 
 const drainPollMs = 50;
@@ -67,22 +55,27 @@ export function createListener(options: {
   readonly handler: NodeHandler;
 }): Listener {
   const sockets = new Set<Socket>();
-  const sessions = new Set<ServerHttp2Session>();
+  const sessions = new Set<Http2Session>();
   let draining = false;
   const track = (socket: Socket) => {
     sockets.add(socket);
     socket.on("error", ignore).once("close", () => sockets.delete(socket));
   };
-  const trackSession = (session: ServerHttp2Session) => {
-    sessions.add(session);
-    session.on("error", ignore).once("close", () => sessions.delete(session));
-    session.setTimeout(limits.http2IdleMs, () => session.close());
+  const http1 = createHttp1Server(http1Options, options.handler);
+  enforceTimeLimits(http1);
+  const protocols: Protocols = {
+    http1: (socket) => http1.emit("connection", socket),
+    http2(socket) {
+      const onRequest = (stream: Http2Stream) => options.handler(stream, stream);
+      const session = new Http2Session(socket, { headerBytesMax, onRequest });
+      sessions.add(session);
+      socket.once("close", () => sessions.delete(session));
+      if (draining) session.close();
+    },
   };
-
-  const { server, http1, undecided } =
-    options.tls === undefined
-      ? cleartext(options.handler, trackSession)
-      : encrypted(options.tls, options.handler, trackSession);
+  const undecided = new Set<Socket>();
+  const server =
+    options.tls === undefined ? cleartext(protocols, undecided) : encrypted(options.tls, protocols);
   server.maxConnections = limits.connections;
   server.on("connection", track);
 
@@ -107,9 +100,7 @@ export function createListener(options: {
       draining = true;
       server.close();
       for (const session of sessions) session.close();
-      undecided?.forEach((socket) => {
-        socket.destroy();
-      });
+      for (const socket of undecided) socket.destroy();
       // A connection of HTTP/1.1 is idle, and can be closed, only after its answer: Node tells nobody when.
       while (sockets.size > 0) {
         http1.closeIdleConnections();
@@ -137,75 +128,41 @@ const http1Options: ServerOptions = {
   keepAliveTimeout: limits.keepAliveMs,
 };
 
-const http2Options = {
-  ...http2Messages,
-  maxSessionMemory: limits.http2SessionMemoryMb,
-  streamResetBurst: limits.http2ResetBurst,
-  streamResetRate: limits.http2ResetsPerSecond,
-  settings: {
-    maxConcurrentStreams: limits.http2Streams,
-    maxHeaderListSize: headerBytesMax,
-  },
-} as const satisfies Http2Options;
-
+/** What becomes of a connection that has said what it speaks. */
 interface Protocols {
-  /** The server that owns the port. */
-  readonly server: Server;
-  /** The server of HTTP/1.1 connections, to close idle ones. */
-  readonly http1: { readonly closeIdleConnections: () => void; readonly close: () => void };
-  /** Connections that have not yet said what they speak. */
-  readonly undecided?: ReadonlySet<Socket>;
+  http1(socket: Socket): void;
+  http2(socket: Socket): void;
 }
 
-function cleartext(
-  handler: NodeHandler,
-  onSession: (session: ServerHttp2Session) => void,
-): Protocols {
-  const http1 = createHttp1Server(http1Options, handler);
-  const http2: Http2Server = createHttp2Server(http2Options, handler);
-  http2.on("session", onSession);
-  const undecided = new Set<Socket>();
-  const server = createNetServer({ noDelay: true }, (socket) => {
+/** `undecided` holds the connections that have not yet said what they speak. */
+function cleartext({ http1, http2 }: Protocols, undecided: Set<Socket>): Server {
+  return createNetServer({ noDelay: true }, (socket) => {
     undecided.add(socket);
     routeByPreface(socket, {
-      http1: () => http1.emit("connection", socket),
-      http2: () => http2.emit("connection", socket),
+      http1: () => http1(socket),
+      http2: () => http2(socket),
       done: () => undecided.delete(socket),
     });
   });
-  enforceTimeLimits(http1);
-  return { server, http1, undecided };
 }
 
-function encrypted(
-  tls: TlsFiles,
-  handler: NodeHandler,
-  onSession: (session: ServerHttp2Session) => void,
-): Protocols {
-  const server = createSecureServer(
-    {
-      ...http1Options,
-      ...http2Options,
-      allowHTTP1: true,
-      ...tls,
-      minVersion: "TLSv1.2",
-      handshakeTimeout: limits.headersMs,
-    },
-    handler,
-  );
-  server.on("session", onSession);
-  server.on("tlsClientError", ignore);
-  enforceTimeLimits(server);
-  // With allowHTTP1 the server has this method; its types do not tell.
-  const closeIdleConnections = () => {
-    if ("closeIdleConnections" in server && typeof server.closeIdleConnections === "function") {
-      server.closeIdleConnections();
-    }
-  };
-  return { server, http1: { closeIdleConnections, close: () => server.close() } };
+function encrypted(tls: TlsFiles, { http1, http2 }: Protocols): Server {
+  const options = {
+    ...tls,
+    noDelay: true,
+    ALPNProtocols: ["h2", "http/1.1"],
+    minVersion: "TLSv1.2",
+    handshakeTimeout: limits.headersMs,
+  } as const;
+  const server = createTlsServer(options, (socket) => {
+    if (socket.alpnProtocol === "h2") http2(socket);
+    else http1(socket);
+  });
+  // Its handshake has failed, or took too long.
+  return server.on("tlsClientError", (_error, socket) => socket.destroy());
 }
 
-/** A server that never listens itself enforces none of HTTP/1.1's time limits: their interval starts on this event. */
+/** A server that never listens itself enforces none of its time limits: their interval starts on this event. */
 function enforceTimeLimits(server: { emit(event: "listening"): boolean }): void {
   server.emit("listening");
 }

@@ -1,42 +1,29 @@
 import type { IncomingMessage, ServerResponse } from "node:http";
-import type { ServerHttp2Stream } from "node:http2";
 import { AppError } from "../errors.ts";
 import { callerLeft } from "./call-scope.ts";
-import type { Http2Request, Http2Response } from "./http2-messages.ts";
+import { Http2Stream } from "./http2/stream.ts";
 
-/** HTTP/1.1 and HTTP/2 requests and responses, with nearly the same face. */
-export type NodeRequest = IncomingMessage | Http2Request;
-export type NodeResponse = ServerResponse | Http2Response;
+/** HTTP/1.1 and HTTP/2 requests and responses, with nearly the same face. A stream of HTTP/2 is both. */
+export type NodeRequest = IncomingMessage | Http2Stream;
+export type NodeResponse = ServerResponse | Http2Stream;
 export type NodeHandler = (request: NodeRequest, response: NodeResponse) => void;
 
 export function authorityOf(request: NodeRequest): string | undefined {
   return "authority" in request ? request.authority || request.headers.host : request.headers.host;
 }
 
-export type NodeBody = IncomingMessage | ServerHttp2Stream;
-
-export function bodyOf(request: NodeRequest): NodeBody {
-  return "stream" in request ? request.stream : request;
-}
-
 /** The address at the other end of the connection. */
 export function remoteAddressOf(request: NodeRequest): string | undefined {
-  return "stream" in request ? request.remoteAddress : request.socket.remoteAddress;
+  return "socket" in request ? request.socket.remoteAddress : request.remoteAddress;
 }
 
-/** An error on a connection that nobody waits for would end the process. Those of HTTP/2 are ignored from the start. */
+/** An error on a connection that nobody waits for would end the process. Streams of HTTP/2 have none. */
 export function ignoreErrors(request: NodeRequest, response: NodeResponse): void {
-  if (!("stream" in request)) request.on("error", ignore);
-  if (!("stream" in response)) response.on("error", ignore);
+  if (!(request instanceof Http2Stream)) request.on("error", ignore);
+  if (!(response instanceof Http2Stream)) response.on("error", ignore);
 }
 
 function ignore() {}
-
-/** HTTP/2 has to know by now whether there will be trailers. */
-export function writeHead(response: NodeResponse, status: number, hasTrailers: boolean): void {
-  if ("stream" in response) response.writeHead(status, hasTrailers);
-  else response.writeHead(status);
-}
 
 /** Resolves when the response is sent or its connection is gone, also when that was before the question. */
 export function whenClosed(response: NodeResponse): Promise<void> {
@@ -48,7 +35,7 @@ export function whenClosed(response: NodeResponse): Promise<void> {
 
 /** Ends a request's connection (HTTP/1.1) or stream (HTTP/2) now, whatever is still unsent. */
 export function cutOff(response: NodeResponse): void {
-  if ("stream" in response) response.stream.destroy();
+  if (response instanceof Http2Stream) response.destroy();
   else response.socket?.destroy();
 }
 
@@ -119,23 +106,13 @@ const unreadMs = 1000;
  */
 export function closeUnread(request: NodeRequest, response: NodeResponse): void {
   if (response.destroyed || request.complete) return;
-  if (!("stream" in response)) {
-    const { "content-length": length = "0", "transfer-encoding": encoding } = request.headers;
-    const hasBody = length !== "0" || encoding !== undefined;
-    if (hasBody && !response.headersSent) response.setHeader("connection", "close");
+  if (response instanceof Http2Stream) {
+    response.discardBody();
+    const timer = setTimeout(() => response.resetAfterEnd(), unreadMs);
+    response.once("close", () => clearTimeout(timer));
     return;
   }
-  const { stream } = response;
-  const timer = setTimeout(() => stream.close(), unreadMs);
-  const onEnd = () => {
-    clearTimeout(timer);
-    // Closed by its client without an error, it would wait for the end of the answer as long as the connection.
-    setImmediate(() => {
-      if (stream.closed) stream.destroy();
-    });
-  };
-  stream
-    .resume()
-    .once("end", onEnd)
-    .once("close", () => clearTimeout(timer));
+  const { "content-length": length = "0", "transfer-encoding": encoding } = request.headers;
+  const hasBody = length !== "0" || encoding !== undefined;
+  if (hasBody && !response.headersSent) response.setHeader("connection", "close");
 }

@@ -1,7 +1,5 @@
 import type { Socket } from "node:net";
-
-/** RFC 9113, section 3.4: what every HTTP/2 client sends first. */
-const preface = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+import { clientPreface as preface } from "./http2/protocol.ts";
 
 /** A connection that says nothing for this long is closed. */
 const silenceMs = 10_000;

@@ -1,28 +1,53 @@
+import type { IncomingMessage } from "node:http";
 import { Code, ConnectError } from "@connectrpc/connect";
+import { ByteGatherer } from "../lib/byte-gatherer.ts";
 import { toConnectError } from "../rpc/error-mapping.ts";
 import { callerLeft } from "./call-scope.ts";
-import type { NodeBody } from "./node-http.ts";
+import { type BodyReader, Http2Stream } from "./http2/stream.ts";
+import type { NodeRequest } from "./node-http.ts";
 
 /** A body that has not arrived in this time is a slow-loris attack or a broken network, whatever the call's deadline. */
 const bodyMsMax = 30_000;
 
 /** The body of a call that has one request message, as one chunk, read when it is first asked for: see `readBody`. */
-export async function* wholeBody(body: NodeBody, limits: BodyLimits): AsyncIterable<Uint8Array> {
+export async function* wholeBody(
+  request: NodeRequest,
+  limits: BodyLimits,
+): AsyncIterable<Uint8Array> {
   // Connect takes any other error for a request that cannot be read, and so for its caller's fault.
-  const whole = await readBody(body, limits).catch((error: unknown) => {
+  const whole = await readBody(request, limits).catch((error: unknown) => {
     throw toConnectError(error);
   });
   if (whole.length > 0) yield whole;
 }
 
 /** The body of a call that may go on sending messages, as it comes. */
-export async function* ongoingBody(body: NodeBody): AsyncIterable<Uint8Array> {
+export async function* ongoingBody(request: NodeRequest): AsyncIterable<Uint8Array> {
   try {
-    // A method that reads no further must still be able to answer, over HTTP/2 on the same stream.
-    yield* body.iterator({ destroyOnReturn: false });
+    // A method that reads no further must still be able to answer.
+    if (request instanceof Http2Stream) yield* piecesOf(request);
+    else yield* request.iterator({ destroyOnReturn: false });
   } catch {
     // That its sender has broken it off is all that can go wrong.
     throw toConnectError(callerLeft());
+  }
+}
+
+/** What is not asked for waits in the window that its sender has. */
+async function* piecesOf(stream: Http2Stream): AsyncIterable<Buffer> {
+  for (;;) {
+    const piece = await new Promise<Buffer | undefined>((resolve, reject) => {
+      stream.readBody({
+        onData(bytes) {
+          stream.stopReading();
+          resolve(bytes);
+        },
+        onEnd: () => resolve(undefined),
+        onBroken: () => reject(callerLeft()),
+      });
+    });
+    if (piece === undefined) return;
+    yield piece;
   }
 }
 
@@ -40,38 +65,49 @@ interface BodyLimits {
  * Throws ConnectError `resource_exhausted` past `limits.bytes`, `deadline_exceeded` when the body takes longer than
  * `limits.ms` or half a minute, AppError `canceled` when it ends before it is whole, and `limits.signal.reason`.
  */
-export async function readBody(body: NodeBody, limits: BodyLimits): Promise<Buffer> {
+export async function readBody(request: NodeRequest, limits: BodyLimits): Promise<Buffer> {
   limits.signal.throwIfAborted();
+  if (request instanceof Http2Stream) {
+    // The usual case: it has come together with its head.
+    const whole = request.takeBody();
+    if (whole !== undefined) {
+      if (whole.length > limits.bytes) throw tooLong(limits);
+      return whole;
+    }
+  }
   return new Promise((resolve, reject) => {
-    const chunks: Buffer[] = [];
-    let bytes = 0;
+    const body = new ByteGatherer();
     const finish = (error?: unknown) => {
       clearTimeout(timer);
       limits.signal.removeEventListener("abort", onAbort);
-      body.off("data", onData).off("end", onEnd).pause();
-      const [only] = chunks;
+      stop();
       if (error !== undefined) reject(error);
-      else resolve(only !== undefined && chunks.length === 1 ? only : Buffer.concat(chunks, bytes));
+      else resolve(body.take());
     };
-    const onData = (chunk: Buffer) => {
-      chunks.push(chunk);
-      bytes += chunk.length;
-      if (bytes > limits.bytes) {
-        finish(
-          new ConnectError(
-            `the message must not exceed ${limits.bytes} bytes`,
-            Code.ResourceExhausted,
-          ),
-        );
-      }
-    };
-    // A stream of HTTP/2 that its sender has broken off ends like any other.
-    const onEnd = () => finish(body.aborted ? callerLeft() : undefined);
     const onAbort = () => finish(limits.signal.reason);
     const onTimeout = () =>
       finish(new ConnectError("the request's body took too long to arrive", Code.DeadlineExceeded));
     const timer = setTimeout(onTimeout, Math.min(limits.ms, bodyMsMax));
     limits.signal.addEventListener("abort", onAbort, { once: true });
-    body.on("data", onData).on("end", onEnd);
+    const reader: BodyReader = {
+      onData(piece) {
+        if (body.length + piece.length > limits.bytes) finish(tooLong(limits));
+        else body.add(piece);
+      },
+      onEnd: () => finish(),
+      onBroken: () => finish(callerLeft()),
+    };
+    const stop =
+      request instanceof Http2Stream ? () => request.stopReading() : stopper(request, reader);
+    if (request instanceof Http2Stream) request.readBody(reader);
+    else request.on("data", reader.onData).on("end", reader.onEnd);
   });
+}
+
+function stopper(request: IncomingMessage, reader: BodyReader): () => void {
+  return () => request.off("data", reader.onData).off("end", reader.onEnd).pause();
+}
+
+function tooLong({ bytes }: BodyLimits): ConnectError {
+  return new ConnectError(`the message must not exceed ${bytes} bytes`, Code.ResourceExhausted);
 }

@@ -12,14 +12,11 @@ export interface RequestHead {
   /** `:authority` or Host. */
   readonly authority: string | undefined;
   readonly headers: IncomingHttpHeaders;
-  /** Names and values in turn, as they came. */
-  readonly rawHeaders: readonly string[];
+  /** Whether its fields exceed `headerBytesMax`. */
+  readonly tooLarge: boolean;
 }
 
-/**
- * Characters of all header fields. Node refuses more over HTTP/1.1; over HTTP/2 it only asks for less, in a setting that a
- * client holds to once it has acknowledged it.
- */
+/** Characters of all header fields. Node refuses more over HTTP/1.1 itself. */
 export const headerBytesMax = 16_384;
 
 /**
@@ -28,10 +25,8 @@ export const headerBytesMax = 16_384;
  * execution, CVE-2026-111497), and a body announced larger than any message may be.
  */
 export function checkRequestHead(head: RequestHead, bodyBytesMax: number): HttpRefusal | undefined {
-  const { url, authority, headers, rawHeaders } = head;
-  let headerBytes = 0;
-  for (const text of rawHeaders) headerBytes += text.length;
-  if (headerBytes > headerBytesMax) {
+  const { url, authority, headers, tooLarge } = head;
+  if (tooLarge) {
     return { status: 431, message: `the headers must not exceed ${headerBytesMax} bytes` };
   }
   if (authority === undefined || authority === "" || !URL.canParse(`http://${authority}/`)) {

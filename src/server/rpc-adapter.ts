@@ -12,14 +12,12 @@ import { envelopeBytes } from "../rpc/wire.ts";
 import type { Caller } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
 import {
-  bodyOf,
   closeUnread,
   cutOff,
   drained,
   type NodeRequest,
   type NodeResponse,
   stallMs,
-  writeHead,
 } from "./node-http.ts";
 import { ongoingBody, wholeBody } from "./request-body.ts";
 
@@ -69,8 +67,8 @@ export async function runRpc(
       body !== undefined
         ? createAsyncIterable([body])
         : hasOneMessage
-          ? wholeBody(bodyOf(request), bodyLimits)
-          : ongoingBody(bodyOf(request)),
+          ? wholeBody(request, bodyLimits)
+          : ongoingBody(request),
     signal,
     contextValues: createContextValues().set(callKey, call),
   };
@@ -135,8 +133,7 @@ async function send(
     answer.header?.forEach((value, name) => {
       response.setHeader(name, value);
     });
-    // Said explicitly: an HTTP/2 answer without a body would otherwise end with its head, and lose its trailers.
-    writeHead(response, answer.status, answer.trailer !== undefined);
+    response.writeHead(answer.status);
     while (chunk !== undefined && chunk.done !== true) {
       gone.throwIfAborted();
       if (!response.write(chunk.value)) await drained(response, stallMs);

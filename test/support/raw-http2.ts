@@ -6,35 +6,16 @@ import {
   type OutgoingHttpHeaders,
 } from "node:http2";
 import { connect } from "node:net";
+import {
+  clientPreface,
+  errorCodes,
+  flags,
+  frameTypes,
+  settingIds,
+} from "../../src/server/http2/protocol.ts";
 import { eventually } from "./eventually.ts";
 
-/** RFC 9113, section 6. */
-export const frameTypes = {
-  data: 0,
-  headers: 1,
-  priority: 2,
-  rstStream: 3,
-  settings: 4,
-  pushPromise: 5,
-  ping: 6,
-  goAway: 7,
-  windowUpdate: 8,
-  continuation: 9,
-} as const;
-
-export const flags = { endStream: 0x1, ack: 0x1, endHeaders: 0x4 } as const;
-
-/** RFC 9113, section 6.5.2. */
-export const settingIds = { initialWindowSize: 4 } as const;
-
-/** RFC 9113, section 7. */
-export const errorCodes = {
-  noError: 0,
-  protocolError: 1,
-  refusedStream: 7,
-  cancel: 8,
-  enhanceYourCalm: 11,
-} as const;
+export { clientPreface as preface, errorCodes, flags, frameTypes, settingIds };
 
 export interface Frame {
   readonly type: number;
@@ -56,8 +37,6 @@ export interface RawHttp2 extends Disposable {
   stopReading(): void;
 }
 
-export const preface = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-
 /** Connects and says the preface and these settings. */
 export async function openRawHttp2(
   port: number,
@@ -77,7 +56,7 @@ export async function openRawHttp2(
     closed.resolve();
   });
   await once(socket, "connect");
-  socket.write(Buffer.concat([preface, settingsFrame(settings)]));
+  socket.write(Buffer.concat([clientPreface, settingsFrame(settings)]));
   return {
     send: (bytes) => void socket.write(bytes),
     frames,

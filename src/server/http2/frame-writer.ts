@@ -1,0 +1,163 @@
+import type { Socket } from "node:net";
+import { HeaderEncoder } from "./header-encoder.ts";
+import { type ErrorCode, flags, frameBytesMax, frameHeadBytes, frameTypes } from "./protocol.ts";
+
+/** What is gathered before it is written without waiting for the turn's end. */
+const gatheredMax = 64 * 1024;
+
+/** What a writer keeps for its next frames, once they are written. */
+const keptMax = 16 * 1024;
+
+/** One for all connections: a block is in its frames before the next one. */
+const encoder = new HeaderEncoder();
+
+/** Those that have gathered frames in this turn of the event loop. */
+let gathering: FrameWriter[] = [];
+
+/**
+ * The frames to one peer. What one turn of the event loop writes is gathered and goes to the socket at its end, in one piece: a
+ * system call for each token would cost more than all else that is done for it.
+ */
+export class FrameWriter {
+  /** Whether the socket takes no more for now. Frames with bodies then wait in their streams. */
+  isBlocked = false;
+  readonly #socket: Socket;
+  #bytes: Buffer = noBytes;
+  #length = 0;
+  #resetsTable = false;
+
+  /** `onDrain`: the socket takes more. */
+  constructor(socket: Socket, onDrain: () => void) {
+    this.#socket = socket;
+    socket.on("drain", () => {
+      this.isBlocked = false;
+      onDrain();
+    });
+  }
+
+  /** Bytes that wait in Node for the peer to read them. */
+  get unsentBytes(): number {
+    return this.#length + this.#socket.writableLength;
+  }
+
+  settings(values: readonly (readonly [id: number, value: number])[]): void {
+    this.#head(frameTypes.settings, 0, 0, values.length * 6);
+    for (const [id, value] of values) {
+      this.#length = this.#bytes.writeUInt16BE(id, this.#length);
+      this.#uint32(value);
+    }
+  }
+
+  settingsAck(): void {
+    this.#head(frameTypes.settings, flags.ack, 0, 0);
+  }
+
+  pingAck(payload: Buffer): void {
+    this.#head(frameTypes.ping, flags.ack, 0, payload.length);
+    this.#copy(payload);
+  }
+
+  goAway(lastStream: number, code: ErrorCode): void {
+    this.#head(frameTypes.goAway, 0, 0, 8);
+    this.#uint32(lastStream);
+    this.#uint32(code);
+  }
+
+  reset(stream: number, code: ErrorCode): void {
+    this.#head(frameTypes.rstStream, 0, stream, 4);
+    this.#uint32(code);
+  }
+
+  windowUpdate(stream: number, bytes: number): void {
+    this.#head(frameTypes.windowUpdate, 0, stream, 4);
+    this.#uint32(bytes);
+  }
+
+  /** Names and values in turn. */
+  headers(stream: number, fields: readonly string[], endsStream: boolean): void {
+    const block = encoder.encode(fields, this.#resetsTable);
+    this.#resetsTable = false;
+    const end = endsStream ? flags.endStream : 0;
+    if (block.length <= frameBytesMax) {
+      this.#head(frameTypes.headers, end | flags.endHeaders, stream, block.length);
+      this.#copy(block);
+      return;
+    }
+    for (let at = 0; at < block.length; at += frameBytesMax) {
+      const piece = block.subarray(at, at + frameBytesMax);
+      const isLast = at + frameBytesMax >= block.length;
+      const type = at === 0 ? frameTypes.headers : frameTypes.continuation;
+      const bits = (at === 0 ? end : 0) | (isLast ? flags.endHeaders : 0);
+      this.#head(type, bits, stream, piece.length);
+      this.#copy(piece);
+    }
+  }
+
+  /** Not more than `frameBytesMax`. */
+  data(stream: number, bytes: Uint8Array, endsStream: boolean): void {
+    this.#head(frameTypes.data, endsStream ? flags.endStream : 0, stream, bytes.length);
+    this.#copy(bytes);
+    if (this.#length >= gatheredMax) this.flush();
+  }
+
+  /** The peer has changed the size of the table that its decoder keeps. */
+  resetTable(): void {
+    this.#resetsTable = true;
+  }
+
+  /** Writes what is gathered, now. */
+  flush(): void {
+    if (this.#length === 0) return;
+    const bytes = this.#bytes;
+    const length = this.#length;
+    this.#length = 0;
+    if (!this.#socket.writable) return;
+    if (!this.#socket.write(bytes.subarray(0, length))) this.isBlocked = true;
+    // What the kernel has not taken at once is still read from there.
+    if (this.#socket.writableLength > 0 || bytes.length > keptMax) this.#bytes = noBytes;
+  }
+
+  #head(type: number, bits: number, stream: number, length: number): void {
+    this.#reserve(frameHeadBytes + length);
+    const bytes = this.#bytes;
+    const at = this.#length;
+    bytes[at] = length >>> 16;
+    bytes[at + 1] = length >>> 8;
+    bytes[at + 2] = length;
+    bytes[at + 3] = type;
+    bytes[at + 4] = bits;
+    bytes[at + 5] = stream >>> 24;
+    bytes[at + 6] = stream >>> 16;
+    bytes[at + 7] = stream >>> 8;
+    bytes[at + 8] = stream;
+    this.#length = at + frameHeadBytes;
+  }
+
+  #uint32(value: number): void {
+    this.#length = this.#bytes.writeUInt32BE(value, this.#length);
+  }
+
+  #copy(bytes: Uint8Array): void {
+    this.#bytes.set(bytes, this.#length);
+    this.#length += bytes.length;
+  }
+
+  #reserve(bytes: number): void {
+    if (this.#length === 0) {
+      if (gathering.push(this) === 1) setImmediate(flushAll);
+    }
+    const needed = this.#length + bytes;
+    if (needed <= this.#bytes.length) return;
+    const larger = Buffer.allocUnsafeSlow(Math.max(1024, needed * 2));
+    this.#bytes.copy(larger, 0, 0, this.#length);
+    this.#bytes = larger;
+  }
+}
+
+const noBytes = Buffer.alloc(0);
+
+function flushAll(): void {
+  const writers = gathering;
+  gathering = [];
+  for (const writer of writers) writer.flush();
+}

@@ -1,0 +1,470 @@
+import { once } from "node:events";
+import { connect as connectHttp2 } from "node:http2";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { eventually } from "../../../test/support/eventually.ts";
+import {
+  askHttp2,
+  errorCodeOf,
+  flags,
+  frame,
+  frameTypes,
+  openHttp2,
+  openRawHttp2,
+  preface,
+  requestHeaders,
+  resetFrame,
+  settingIds,
+  settingsFrame,
+} from "../../../test/support/raw-http2.ts";
+import { errorCodes } from "./protocol.ts";
+import { Http2Session } from "./session.ts";
+import type { Http2Stream } from "./stream.ts";
+
+/** A port behind which every connection is a session. */
+async function startServer(onRequest: (stream: Http2Stream) => void) {
+  const sessions: Http2Session[] = [];
+  const sockets = new Set<Socket>();
+  const server = createServer({ noDelay: true }, (socket) => {
+    sockets.add(socket);
+    socket.once("close", () => sockets.delete(socket));
+    sessions.push(new Http2Session(socket, { headerBytesMax: 16_384, onRequest }));
+  });
+  await once(server.listen(0, "127.0.0.1"), "listening");
+  const { port } = server.address() as AddressInfo;
+  return {
+    port,
+    url: `http://127.0.0.1:${port}`,
+    sessions,
+    sockets,
+    async [Symbol.asyncDispose]() {
+      for (const socket of sockets) socket.destroy();
+      await server[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** Answers with the request's body as it comes, and a trailer. */
+function echo(stream: Http2Stream): void {
+  stream.readBody({
+    onData: (piece) => void stream.write(piece),
+    onEnd() {
+      stream.addTrailers({ "x-end": "1" });
+      stream.end();
+    },
+    onBroken: () => undefined,
+  });
+}
+
+/** Bytes that tell where they belong. */
+function numbered(length: number, seed = 0): Buffer {
+  const bytes = Buffer.alloc(length);
+  for (let at = 0; at < length; at += 1) bytes[at] = (at * 31 + (at >> 8) * 7 + seed) & 0xff;
+  return bytes;
+}
+
+/** An answer of this length to each request, its seed in the path. */
+const answering = (length: number) => (stream: Http2Stream) => {
+  stream.write(numbered(length, Number(stream.url.slice(1))));
+  stream.end();
+};
+
+const open = (stream: number, path = `/${stream}`) =>
+  frame(
+    frameTypes.headers,
+    { stream, flags: flags.endHeaders | flags.endStream },
+    requestHeaders(path),
+  );
+const windowUpdate = (stream: number, more: number) => {
+  const payload = Buffer.alloc(4);
+  payload.writeUInt32BE(more);
+  return frame(frameTypes.windowUpdate, { stream }, payload);
+};
+
+describe("with Node's own client", () => {
+  it("reads the fields that it compresses, one request after the other", async () => {
+    await using server = await startServer((stream) => {
+      stream.end(Buffer.from(JSON.stringify(stream.headers)));
+    });
+    using session = openHttp2(server.url);
+    // Few names and values, so that the table of the connection is used and overflows.
+    const name = fc.constantFrom("x-a", "x-b", "x-c", "user-agent", "accept", "x-longer-name");
+    const value = fc.oneof(
+      fc.constantFrom("1", "application/json", "a".repeat(1500), "b".repeat(900)),
+      fc.stringMatching(/^[!-~]([ -~]{0,60}[!-~])?$/),
+    );
+    await fc.assert(
+      fc.asyncProperty(fc.dictionary(name, value, { noNullPrototype: true }), async (fields) => {
+        const { body } = await askHttp2(session, { ":path": "/", ...fields });
+        expect(JSON.parse(body.toString())).toEqual(fields);
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  it("writes fields, bodies and trailers that it reads", async () => {
+    const value = "v".repeat(20_000);
+    await using server = await startServer((stream) => {
+      stream.setHeader("x-large", value);
+      stream.setHeader("x-large", value);
+      stream.setHeader("set-cookie", "a=1");
+      stream.addTrailers({ "x-trailer": value });
+      if (stream.method === "POST") stream.end(Buffer.from("body"));
+      else stream.end();
+    });
+    using session = openHttp2(server.url);
+    for (const [method, text] of [
+      ["POST", "body"],
+      ["GET", ""],
+    ]) {
+      const { status, headers, body, trailers } = await askHttp2(session, { ":method": method });
+      expect([status, body.toString()]).toEqual([200, text]);
+      expect(headers).toMatchObject({ "x-large": value, "set-cookie": ["a=1"] });
+      expect(trailers).toMatchObject({ "x-trailer": value });
+    }
+  });
+
+  it("heeds the table that its decoder keeps", async () => {
+    await using server = await startServer((stream) => stream.end(Buffer.from("x")));
+    const session = connectHttp2(server.url, { settings: { headerTableSize: 0 } });
+    expect((await askHttp2(session, {})).status).toBe(200);
+    session.settings({ headerTableSize: 100 });
+    await once(session, "localSettings");
+    expect((await askHttp2(session, {})).status).toBe(200);
+    session.destroy();
+  });
+
+  it.each([1, 1000, 65_535, 1_000_000])(
+    "brings a hundred bodies there and back, through windows of %i bytes",
+    async (window) => {
+      await using server = await startServer(echo);
+      const session = connectHttp2(server.url, { settings: { initialWindowSize: window } });
+      const bodies = Array.from({ length: 100 }, (_, at) =>
+        numbered(window === 1 ? at : at * 1777, at),
+      );
+      const answers = await Promise.all(bodies.map((body) => askHttp2(session, {}, body)));
+      for (const [at, { body, trailers }] of answers.entries()) {
+        expect(body.equals(bodies[at] ?? Buffer.alloc(0)), `body ${at}`).toBe(true);
+        expect(trailers["x-end"]).toBe("1");
+      }
+      session.destroy();
+    },
+  );
+
+  it("gives the connection's window back, whatever becomes of a body", async () => {
+    await using server = await startServer((stream) => {
+      if (stream.url === "/echo") echo(stream);
+      if (stream.url === "/reset") stream.destroy();
+      if (stream.url === "/unread") stream.writeHead(200);
+      if (stream.url === "/discard") stream.discardBody();
+      if (stream.url === "/discard" || stream.url === "/ignore") {
+        stream.resetAfterEnd();
+        stream.end();
+      }
+      if (stream.url === "/late") setImmediate(() => echo(stream));
+    });
+    using session = openHttp2(server.url);
+    for (let round = 0; round < 20; round += 1) {
+      for (const path of ["/reset", "/discard", "/ignore", "/late"]) {
+        await askHttp2(session, { ":path": path }, numbered(15_000));
+      }
+      for (const path of ["/echo", "/unread"]) {
+        const stream = session.request({ ":method": "POST", ":path": path });
+        stream.on("error", () => undefined);
+        stream.write(numbered(20_000));
+        await once(stream, "response");
+        stream.close(errorCodes.cancel);
+        await once(stream, "close");
+      }
+    }
+    const large = numbered(500_000);
+    const { body } = await askHttp2(session, { ":path": "/echo" }, large);
+    expect(body.equals(large)).toBe(true);
+  });
+});
+
+describe("the flow of an answer", () => {
+  const bodyOf = (
+    frames: readonly { type: number; stream: number; payload: Buffer }[],
+    id: number,
+  ) =>
+    Buffer.concat(
+      frames
+        .filter(({ type, stream }) => type === frameTypes.data && stream === id)
+        .map(({ payload }) => payload),
+    );
+
+  it("stops where its window ends, also one that becomes negative, and goes on from there", async () => {
+    await using server = await startServer(answering(3000));
+    using connection = await openRawHttp2(server.port, { [settingIds.initialWindowSize]: 1000 });
+    connection.send(open(1));
+    await eventually("1000 bytes", () => bodyOf(connection.frames, 1).length === 1000);
+    connection.send(settingsFrame({ [settingIds.initialWindowSize]: 0 }));
+    connection.send(windowUpdate(1, 1500));
+    await eventually("1500 bytes", () => bodyOf(connection.frames, 1).length === 1500);
+    connection.send(settingsFrame({ [settingIds.initialWindowSize]: 10_000 }));
+    await eventually("all", () => bodyOf(connection.frames, 1).length === 3000);
+    expect(bodyOf(connection.frames, 1).equals(numbered(3000, 1))).toBe(true);
+    expect(connection.frames.at(-1)?.flags).toBe(flags.endStream);
+  });
+
+  it("shares the connection's window with the other answers, a frame each in turn", async () => {
+    await using server = await startServer(answering(200_000));
+    using connection = await openRawHttp2(server.port, {
+      [settingIds.initialWindowSize]: 1_000_000,
+    });
+    for (const stream of [1, 3, 5]) connection.send(open(stream));
+    await eventually("the first window", () => total() === 65_535);
+    connection.send(windowUpdate(0, 1_000_000));
+    await eventually("all", () => total() === 600_000);
+    const order = connection.frames.flatMap(({ type, stream }) =>
+      type === frameTypes.data ? [stream] : [],
+    );
+    // The first one alone has had the first window.
+    for (const stream of [1, 3, 5]) {
+      expect(bodyOf(connection.frames, stream).equals(numbered(200_000, stream))).toBe(true);
+      expect(order.indexOf(stream)).toBeLessThan(9);
+    }
+    function total() {
+      return [1, 3, 5].reduce((sum, id) => sum + bodyOf(connection.frames, id).length, 0);
+    }
+  });
+
+  it("waits for a peer who reads nothing, and is whole when he does", async () => {
+    const streams: Http2Stream[] = [];
+    await using server = await startServer((stream) => {
+      streams.push(stream);
+      answering(8_000_000)(stream);
+    });
+    using peer = await askWithoutReading(server.port);
+    await eventually("it waits", () => (streams[0]?.writableLength ?? 0) > 0);
+    // Nothing of what waits in the stream is copied for the socket.
+    const [held] = server.sockets;
+    expect(held?.writableLength).toBeLessThan(200_000);
+    expect((await peer.read()).equals(numbered(8_000_000, 1))).toBe(true);
+    expect(streams[0]?.destroyed).toBe(true);
+  });
+
+  it("keeps small pieces as they were while their peer does not read them", async () => {
+    const piece = (number: number) => Buffer.from(String(number).padStart(500, "."));
+    let written = 0;
+    let ended = false;
+    await using server = await startServer((stream) => {
+      const more = () => {
+        ended = stream.writableLength > 0;
+        if (ended) return stream.end();
+        stream.write(piece(written));
+        written += 1;
+        setImmediate(more);
+      };
+      more();
+    });
+    using peer = await askWithoutReading(server.port);
+    await eventually("the socket takes no more", () => ended);
+    const whole = Buffer.concat(Array.from({ length: written }, (_, number) => piece(number)));
+    expect((await peer.read()).equals(whole)).toBe(true);
+  });
+});
+
+/** Asks for an answer in endless windows and does not read it, until it is asked for its body. */
+async function askWithoutReading(port: number) {
+  const socket = connect(port, "127.0.0.1");
+  const chunks: Buffer[] = [];
+  socket.on("data", (chunk: Buffer) => chunks.push(chunk));
+  await once(socket, "connect");
+  socket.pause();
+  const windows = settingsFrame({ [settingIds.initialWindowSize]: 2 ** 31 - 1 });
+  socket.write(Buffer.concat([preface, windows, windowUpdate(0, 2 ** 30), open(1)]));
+  return {
+    async read() {
+      socket.resume();
+      const data: Buffer[] = [];
+      let rest: Buffer = Buffer.alloc(0);
+      let ended = false;
+      await eventually("the end", () => {
+        const bytes = Buffer.concat([rest, ...chunks.splice(0)]);
+        let at = 0;
+        while (at + 9 <= bytes.length) {
+          const end = at + 9 + bytes.readUIntBE(at, 3);
+          if (end > bytes.length) break;
+          if (bytes[at + 3] === frameTypes.data) {
+            data.push(bytes.subarray(at + 9, end));
+            ended = bytes[at + 4] === flags.endStream;
+          }
+          at = end;
+        }
+        rest = bytes.subarray(at);
+        return ended;
+      });
+      return Buffer.concat(data);
+    },
+    [Symbol.dispose]: () => void socket.destroy(),
+  };
+}
+
+it("tells who begins to read a body late that its sender has broken it off", async () => {
+  const streams: Http2Stream[] = [];
+  await using server = await startServer((stream) => void streams.push(stream));
+  using connection = await openRawHttp2(server.port);
+  const head = frame(frameTypes.headers, { stream: 1, flags: 4 }, requestHeaders("/"));
+  connection.send(Buffer.concat([head, frame(frameTypes.data, { stream: 1 }, numbered(10))]));
+  connection.send(resetFrame(1));
+  await eventually("the reset", () => streams[0]?.destroyed === true);
+  const heard: string[] = [];
+  streams[0]?.readBody({
+    onData: () => heard.push("data"),
+    onEnd: () => heard.push("end"),
+    onBroken: () => heard.push("broken"),
+  });
+  expect(heard).toEqual(["broken"]);
+  expect(streams[0]?.takeBody()).toBeUndefined();
+});
+
+describe("a connection that is closed", () => {
+  it("lets its calls end, refuses further ones as not begun, and ends with the last", async () => {
+    const streams: Http2Stream[] = [];
+    await using server = await startServer((stream) => void streams.push(stream));
+    using connection = await openRawHttp2(server.port);
+    connection.send(open(1));
+    await eventually("the call", () => streams.length === 1);
+    server.sessions[0]?.close();
+    connection.send(open(3));
+    const goAway = await connection.frame(frameTypes.goAway);
+    expect([goAway.payload.readUInt32BE(0), errorCodeOf(goAway)]).toEqual([1, errorCodes.noError]);
+    const refusal = await connection.frame(frameTypes.rstStream, 3);
+    expect(errorCodeOf(refusal)).toBe(errorCodes.refusedStream);
+    expect(streams).toHaveLength(1);
+    streams[0]?.end(numbered(1000));
+    await connection.closed;
+    expect(connection.frames.at(-1)).toMatchObject({ stream: 1, flags: flags.endStream });
+  });
+
+  it("sends the last answer also to who reads it slowly", async () => {
+    await using server = await startServer((stream) => {
+      stream.end(numbered(3_000_000));
+      server.sessions[0]?.close();
+    });
+    const session = connectHttp2(server.url, { settings: { initialWindowSize: 2 ** 31 - 1 } });
+    session.on("error", () => undefined);
+    await once(session, "connect");
+    session.setLocalWindowSize(2 ** 30);
+    const stream = session.request({ ":path": "/" });
+    await once(stream, "response");
+    let length = 0;
+    for await (const chunk of stream) {
+      length += (chunk as Buffer).length;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    expect(length).toBe(3_000_000);
+  });
+});
+
+it("takes no offence at what was sent before its reset was heard", async () => {
+  await using server = await startServer((stream) => stream.destroy());
+  using connection = await openRawHttp2(server.port);
+  // More than a peer may have reset, or do wrong, at once.
+  for (let stream = 1; stream < 400; stream += 2) {
+    const head = requestHeaders(`/${stream}`);
+    connection.send(frame(frameTypes.headers, { stream, flags: flags.endHeaders }, head));
+    connection.send(frame(frameTypes.data, { stream }, numbered(100)));
+    connection.send(frame(frameTypes.headers, { stream, flags: 5 }, requestHeaders("/trailers")));
+  }
+  connection.send(frame(frameTypes.ping, {}, Buffer.alloc(8)));
+  await eventually("the answer", () =>
+    connection.frames.some(({ type, flags: it }) => type === frameTypes.ping && it === flags.ack),
+  );
+  const resets = connection.frames.filter(({ type }) => type === frameTypes.rstStream);
+  expect(resets.map(errorCodeOf)).toEqual(Array(200).fill(errorCodes.cancel));
+});
+
+describe("any frames", () => {
+  const type = fc.oneof(fc.integer({ min: 0, max: 10 }), fc.constant(255));
+  const anyFrame = fc
+    .record({
+      type,
+      flags: fc.constantFrom(0, 1, 4, 5, 8, 0x20, 0x2d, 255),
+      stream: fc.constantFrom(0, 1, 2, 3, 5, 7, 2 ** 31 - 1),
+      payload: fc.oneof(
+        fc.uint8Array({ maxLength: 40 }),
+        fc.constantFrom(4, 5, 6, 8, 300, 16_384).map((length) => new Uint8Array(length).fill(1)),
+        fc.constant(requestHeaders("/1")),
+        fc.constant(Buffer.of(0, 4, 0x7f, 0xff, 0xff, 0xff)),
+      ),
+    })
+    .map((it) => frame(it.type, it, it.payload));
+  const usual = fc.constantFrom(
+    open(1),
+    open(3),
+    open(5),
+    frame(frameTypes.headers, { stream: 7, flags: flags.endHeaders }, requestHeaders("/7")),
+    frame(frameTypes.data, { stream: 7 }, numbered(100)),
+    frame(frameTypes.data, { stream: 7, flags: flags.endStream }, numbered(100)),
+    resetFrame(7),
+    windowUpdate(1, 10),
+    windowUpdate(0, 2 ** 31 - 1),
+    settingsFrame({ [settingIds.initialWindowSize]: 0 }),
+    frame(frameTypes.headers, { stream: 9 }, requestHeaders("/9").subarray(0, 5)),
+    frame(frameTypes.continuation, { stream: 9, flags: 4 }, requestHeaders("/9").subarray(5)),
+  );
+
+  it("end in answers or in a fault that is the peer's, never in one of ours", async () => {
+    const running = new Set<Http2Stream>();
+    await using server = await startServer((stream) => {
+      running.add(stream);
+      stream.once("close", () => running.delete(stream));
+      echo(stream);
+    });
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.oneof(usual, anyFrame), { minLength: 1, maxLength: 30 }),
+        async (frames) => {
+          using connection = await openRawHttp2(server.port);
+          connection.send(Buffer.concat(frames));
+          // Answered in turn, if the connection lives.
+          connection.send(frame(frameTypes.ping, {}, Buffer.alloc(8, 7)));
+          await eventually(
+            "an end",
+            () =>
+              connection.isClosed ||
+              connection.frames.some(({ type: it, payload }) => it === 6 && payload[0] === 7),
+          );
+          const goAway = connection.frames.find(({ type: it }) => it === frameTypes.goAway);
+          if (goAway !== undefined) expect(errorCodeOf(goAway)).not.toBe(errorCodes.internalError);
+        },
+      ),
+      { numRuns: 400 },
+    );
+    await eventually("all streams are over", () => running.size === 0);
+    await eventually("all connections are closed", () => server.sockets.size === 0);
+  });
+
+  it("mean the same however the network cuts them", async () => {
+    await using server = await startServer(echo);
+    const calls = Buffer.concat([
+      frame(frameTypes.headers, { stream: 1 }, requestHeaders("/1").subarray(0, 10)),
+      frame(frameTypes.continuation, { stream: 1, flags: 4 }, requestHeaders("/1").subarray(10)),
+      frame(frameTypes.data, { stream: 1, flags: 8 }, Buffer.from([3, 65, 66, 0, 0, 0])),
+      frame(frameTypes.data, { stream: 1, flags: flags.endStream }, numbered(2000)),
+    ]);
+    const whole = Buffer.concat([Buffer.from("AB"), numbered(2000)]);
+    await fc.assert(
+      fc.asyncProperty(fc.array(fc.integer({ min: 1, max: 400 })), async (lengths) => {
+        using connection = await openRawHttp2(server.port);
+        let at = 0;
+        for (const length of lengths) {
+          connection.send(calls.subarray(at, at + length));
+          at += length;
+          await new Promise((resolve) => setImmediate(resolve));
+        }
+        connection.send(calls.subarray(at));
+        await eventually("the end", () =>
+          connection.frames.some(({ flags: it, type: of }) => of === 1 && (it & 1) === 1),
+        );
+        const data = connection.frames.filter((it) => it.type === frameTypes.data);
+        expect(Buffer.concat(data.map(({ payload }) => payload)).equals(whole)).toBe(true);
+      }),
+      { numRuns: 50 },
+    );
+  });
+});

@@ -1,0 +1,357 @@
+import type { IncomingHttpHeaders } from "node:http";
+import { ByteGatherer } from "../../lib/byte-gatherer.ts";
+import type { FrameWriter } from "./frame-writer.ts";
+import { type ErrorCode, errorCodes, frameBytesMax } from "./protocol.ts";
+import type { RequestHead } from "./request-head.ts";
+
+/** Who takes a request's body: pieces, then `onEnd`, or `onBroken` when its sender has broken it off. */
+export interface BodyReader {
+  /** The piece is the reader's to keep. */
+  onData(piece: Buffer): void;
+  onEnd(): void;
+  onBroken(): void;
+}
+
+/** What a stream needs of its connection. */
+export interface StreamOwner {
+  readonly writer: FrameWriter;
+  readonly remoteAddress: string | undefined;
+  /** Bytes that may still be sent on all streams together. */
+  sendWindow: number;
+  /** The stream has unsent bytes. */
+  onWaiting(stream: Http2Stream): void;
+  /** Bytes of a body are read, or thrown away: their sender may send as many again. */
+  onConsumed(stream: Http2Stream, bytes: number): void;
+  /** Ends the stream here and at the peer. */
+  reset(stream: Http2Stream, code: ErrorCode): void;
+  /** The stream is over in both directions. */
+  onOver(stream: Http2Stream): void;
+}
+
+interface Unsent {
+  bytes: Uint8Array;
+  readonly onTaken: (() => void) | undefined;
+}
+
+/**
+ * A request over HTTP/2 and its answer, with as much of the face that Node gives to those of HTTP/1.1 as is used here. Once the
+ * stream is gone, what is written goes nowhere, without an error: whoever waits hears of its `close`.
+ */
+export class Http2Stream {
+  readonly httpVersion = "2.0";
+  readonly id: number;
+  readonly method: string;
+  readonly url: string;
+  readonly authority: string | undefined;
+  readonly headers: IncomingHttpHeaders;
+  /** Whether the request's fields exceed the bounds: then not all of them are here. */
+  readonly headersTooLarge: boolean;
+
+  /** Bytes that this stream may still send. A change of settings can make it negative. */
+  sendWindow: number;
+  /** Bytes that the peer may still send on it. */
+  receiveWindow: number;
+  /** Bytes of the body that have not been given back to the peer's window yet. */
+  unacknowledged = 0;
+  /** Bytes of the body that are still to come, when the peer has said how many. */
+  expectedBytes: number | undefined;
+  /** Whether the peer has sent all of its request. */
+  remoteEnded = false;
+
+  /** Of a head that nobody writes before the body. */
+  statusCode = 200;
+  headersSent = false;
+  /** Whether `end` was called. */
+  writableEnded = false;
+  /** Whether it is over, or lost. */
+  destroyed = false;
+  readonly #owner: StreamOwner;
+  /** Names and values in turn. */
+  readonly #fields: string[] = [];
+  #trailers: string[] | undefined;
+  readonly #unsent: Unsent[] = [];
+  #unsentBytes = 0;
+  #localEnded = false;
+  #onClose: (() => void)[] = [];
+  #onDrain: (() => void)[] = [];
+
+  readonly #received = new ByteGatherer();
+  #reader: BodyReader | undefined;
+  #discards = false;
+  #resetsAfterEnd = false;
+
+  constructor(
+    owner: StreamOwner,
+    id: number,
+    head: RequestHead,
+    windows: { readonly send: number; readonly receive: number },
+  ) {
+    this.#owner = owner;
+    this.id = id;
+    this.method = head.method;
+    this.url = head.path;
+    this.authority = head.authority;
+    this.headers = head.headers;
+    this.headersTooLarge = head.tooLarge;
+    this.expectedBytes = head.contentLength;
+    this.sendWindow = windows.send;
+    this.receiveWindow = windows.receive;
+  }
+
+  get remoteAddress(): string | undefined {
+    return this.#owner.remoteAddress;
+  }
+
+  // The request's body.
+
+  /** Whether all of the body has been read, or no more of it will come. */
+  get complete(): boolean {
+    return this.destroyed || (this.remoteEnded && this.#received.length === 0);
+  }
+
+  /** The whole body, when all of it is here and nobody has read any. */
+  takeBody(): Buffer | undefined {
+    if (!this.remoteEnded || this.destroyed || this.#reader !== undefined) return undefined;
+    const bytes = this.#received.take();
+    this.#owner.onConsumed(this, bytes.length);
+    return bytes;
+  }
+
+  /** Hands the body on as it comes, what is here already at once. */
+  readBody(reader: BodyReader): void {
+    this.#reader = reader;
+    if (this.#received.length > 0) {
+      const bytes = this.#received.take();
+      this.#owner.onConsumed(this, bytes.length);
+      reader.onData(bytes);
+    }
+    // It may have stopped at that.
+    if (this.#reader !== reader) return;
+    if (this.destroyed) reader.onBroken();
+    else if (this.remoteEnded) reader.onEnd();
+  }
+
+  /** What comes now waits for the next reader, in the window that its sender has. */
+  stopReading(): void {
+    this.#reader = undefined;
+  }
+
+  /** Throws the rest of the body away, so that it takes no room from the connection's other streams. */
+  discardBody(): void {
+    this.#reader = undefined;
+    this.#discards = true;
+    this.#owner.onConsumed(this, this.#received.take().length);
+  }
+
+  /** Ends the stream as soon as its answer is sent, also if the request's body goes on. */
+  resetAfterEnd(): void {
+    this.#resetsAfterEnd = true;
+    if (this.#localEnded && !this.destroyed) this.#owner.reset(this, errorCodes.noError);
+  }
+
+  /** A piece of the body, which is nobody else's. */
+  onData(piece: Buffer): void {
+    if (this.#discards) {
+      this.#owner.onConsumed(this, piece.length);
+    } else if (this.#reader === undefined) {
+      this.#received.add(piece);
+    } else {
+      this.#owner.onConsumed(this, piece.length);
+      this.#reader.onData(piece);
+    }
+  }
+
+  /** The request is whole. */
+  onRemoteEnd(): void {
+    this.remoteEnded = true;
+    this.#reader?.onEnd();
+    if (this.#localEnded && !this.destroyed) this.#owner.onOver(this);
+  }
+
+  // The answer.
+
+  /** `name` in lower case. */
+  setHeader(name: string, value: string | number): void {
+    const fields = this.#fields;
+    for (let at = 0; at < fields.length; at += 2) {
+      if (fields[at] !== name) continue;
+      fields[at + 1] = String(value);
+      return;
+    }
+    fields.push(name, String(value));
+  }
+
+  writeHead(status: number): void {
+    if (this.destroyed || this.headersSent) return;
+    this.#sendHead(status, false);
+  }
+
+  /** Leave for the client to send its body. */
+  writeContinue(): void {
+    this.#owner.writer.headers(this.id, [":status", "100"], false);
+  }
+
+  /** Bytes that wait until the peer, or the connection, takes more. */
+  get writableLength(): number {
+    return this.#unsentBytes;
+  }
+
+  /** Whether more may be written at once. `onTaken`: the bytes are on their way. */
+  write(bytes: Uint8Array, onTaken?: () => void): boolean {
+    if (this.destroyed) return false;
+    this.#begin();
+    const sent = this.#unsentBytes === 0 ? this.#send(bytes, false) : 0;
+    if (sent === bytes.length) {
+      onTaken?.();
+      return true;
+    }
+    this.#wait(bytes, sent, onTaken);
+    return false;
+  }
+
+  /** Before the end. */
+  addTrailers(trailers: Readonly<Record<string, string>>): void {
+    this.#trailers = Object.entries(trailers).flat();
+  }
+
+  end(bytes?: Uint8Array): void {
+    if (this.destroyed) {
+      this.writableEnded = true;
+      return;
+    }
+    if (this.writableEnded) return;
+    this.writableEnded = true;
+    const hasBody = bytes !== undefined && bytes.length > 0;
+    if (!hasBody && !this.headersSent && this.#trailers === undefined) {
+      this.#sendHead(this.statusCode, true);
+      this.#onLocalEnd();
+      return;
+    }
+    this.#begin();
+    if (!hasBody) {
+      if (this.#unsentBytes === 0) this.#sendEnd();
+      return;
+    }
+    const endsStream = this.#trailers === undefined;
+    const sent = this.#unsentBytes === 0 ? this.#send(bytes, endsStream) : 0;
+    if (sent < bytes.length) this.#wait(bytes, sent, undefined);
+    else if (endsStream) this.#onLocalEnd();
+    else this.#sendEnd();
+  }
+
+  /** Ends it now, whatever is still unsent. */
+  destroy(): void {
+    if (!this.destroyed) this.#owner.reset(this, errorCodes.cancel);
+  }
+
+  once(event: "close" | "drain", listener: () => void): this {
+    if (event === "close") this.#onClose.push(listener);
+    else this.#onDrain.push(listener);
+    return this;
+  }
+
+  off(event: "close" | "drain", listener: () => void): this {
+    const others = (each: () => void) => each !== listener;
+    if (event === "close") this.#onClose = this.#onClose.filter(others);
+    else this.#onDrain = this.#onDrain.filter(others);
+    return this;
+  }
+
+  /** Sends what fits into one frame of what waits. Whether that was anything. */
+  sendWaiting(): boolean {
+    const [first] = this.#unsent;
+    if (first === undefined || this.destroyed) return false;
+    const isLast = this.#unsent.length === 1 && this.writableEnded;
+    const endsStream = isLast && this.#trailers === undefined;
+    const sent = this.#send(first.bytes, endsStream, frameBytesMax);
+    if (sent === 0) return false;
+    this.#unsentBytes -= sent;
+    if (sent < first.bytes.length) {
+      first.bytes = first.bytes.subarray(sent);
+      return true;
+    }
+    this.#unsent.shift();
+    first.onTaken?.();
+    if (this.#unsentBytes > 0) return true;
+    if (endsStream) this.#onLocalEnd();
+    else if (this.writableEnded) this.#sendEnd();
+    else for (const listener of this.#onDrain.splice(0)) listener();
+    return true;
+  }
+
+  /** Called by its connection, once: it is over, or lost. Returns how many bytes of its body nobody has read. */
+  onClosed(): number {
+    this.destroyed = true;
+    this.#unsent.length = 0;
+    this.#unsentBytes = 0;
+    const unread = this.#received.take().length;
+    if (!this.remoteEnded) this.#reader?.onBroken();
+    for (const listener of this.#onClose.splice(0)) listener();
+    return unread;
+  }
+
+  #sendHead(status: number, endsStream: boolean): void {
+    this.headersSent = true;
+    const fields = [":status", String(status), "date", currentDate(), ...this.#fields];
+    this.#owner.writer.headers(this.id, fields, endsStream);
+  }
+
+  #begin(): void {
+    if (!this.headersSent) this.writeHead(this.statusCode);
+  }
+
+  #wait(bytes: Uint8Array, sent: number, onTaken: (() => void) | undefined): void {
+    this.#unsent.push({ bytes: sent === 0 ? bytes : bytes.subarray(sent), onTaken });
+    this.#unsentBytes += bytes.length - sent;
+    this.#owner.onWaiting(this);
+  }
+
+  /** How many of the bytes are on their way: as many as the windows and the socket take, and as `most`. */
+  #send(bytes: Uint8Array, endsStream: boolean, most = Number.POSITIVE_INFINITY): number {
+    const owner = this.#owner;
+    const { writer } = owner;
+    const wanted = Math.min(bytes.length, most);
+    let sent = 0;
+    while (sent < wanted && !writer.isBlocked) {
+      const room = Math.min(wanted - sent, frameBytesMax, this.sendWindow, owner.sendWindow);
+      if (room <= 0) break;
+      const isWhole = room === bytes.length;
+      const end = sent + room;
+      const piece = isWhole ? bytes : bytes.subarray(sent, end);
+      this.sendWindow -= room;
+      owner.sendWindow -= room;
+      sent = end;
+      writer.data(this.id, piece, endsStream && end === bytes.length);
+    }
+    return sent;
+  }
+
+  #sendEnd(): void {
+    const { writer } = this.#owner;
+    if (this.#trailers === undefined) writer.data(this.id, noBytes, true);
+    else writer.headers(this.id, this.#trailers, true);
+    this.#onLocalEnd();
+  }
+
+  #onLocalEnd(): void {
+    this.#localEnded = true;
+    if (this.remoteEnded) this.#owner.onOver(this);
+    else if (this.#resetsAfterEnd) this.#owner.reset(this, errorCodes.noError);
+  }
+}
+
+const noBytes = Buffer.alloc(0);
+
+let dateSecond = 0;
+let date = "";
+
+/** What every answer has to say (RFC 9110, section 6.6.1): made anew each second. */
+function currentDate(): string {
+  const now = Date.now();
+  const second = Math.floor(now / 1000);
+  if (second !== dateSecond) {
+    dateSecond = second;
+    date = new Date(now).toUTCString();
+  }
+  return date;
+}
