@@ -100,6 +100,10 @@ export function createEvents(log: Logger) {
       log.info({ engine }, "an engine answers again");
     },
 
+    connectionFailed(error: unknown) {
+      log.error({ err: error }, "a connection was closed for a bug of the gateway");
+    },
+
     metricsFailed(error: unknown) {
       log.error({ err: error }, "the metrics could not be read");
     },

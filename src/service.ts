@@ -120,6 +120,7 @@ export async function createService(config: Config, parts: ServiceParts): Promis
   const registry = createKeyRegistry(resolved.keys, config.limits);
   const listener = createListener({
     tls: resolved.tls,
+    onBug: events.connectionFailed,
     handler: createHttpHandler({
       ...routes,
       aliases: [{ method: "POST", path: "/v1/chat", rpc: "formdev.chat.v1.ChatService/Chat" }],

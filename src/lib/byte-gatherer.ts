@@ -7,10 +7,13 @@ export class ByteGatherer {
     return this.#length;
   }
 
-  /** The first piece is kept as it is, and copied only when there is a second one. */
+  /**
+   * The first piece is kept as it is, and copied only when there is a second one, or when it is a small part of the memory that it
+   * would keep.
+   */
   add(piece: Buffer): void {
     if (this.#length === 0) {
-      this.#bytes = piece;
+      this.#bytes = piece.length * 2 < piece.buffer.byteLength ? Buffer.from(piece) : piece;
       this.#length = piece.length;
       return;
     }

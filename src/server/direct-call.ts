@@ -7,7 +7,8 @@ import { recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { CallScope, type RunningCalls } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
-import { cutOff, type NodeRequest, type NodeResponse, stallMs, written } from "./node-http.ts";
+import { stallMs } from "./http2/stream.ts";
+import { cutOff, type NodeRequest, type NodeResponse, written } from "./node-http.ts";
 import { readBody } from "./request-body.ts";
 import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
 

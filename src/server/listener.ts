@@ -53,6 +53,8 @@ export interface Listener {
 export function createListener(options: {
   readonly tls: TlsFiles | undefined;
   readonly handler: NodeHandler;
+  /** Called with an error that is a bug of ours: its connection is closed, and no other. */
+  readonly onBug: (error: unknown) => void;
 }): Listener {
   const sockets = new Set<Socket>();
   const sessions = new Set<Http2Session>();
@@ -67,7 +69,8 @@ export function createListener(options: {
     http1: (socket) => http1.emit("connection", socket),
     http2(socket) {
       const onRequest = (stream: Http2Stream) => options.handler(stream, stream);
-      const session = new Http2Session(socket, { headerBytesMax, onRequest });
+      const { onBug } = options;
+      const session = new Http2Session(socket, { headerBytesMax, onRequest, onBug });
       sessions.add(session);
       socket.once("close", () => sessions.delete(session));
       if (draining) session.close();

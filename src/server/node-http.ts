@@ -39,9 +39,6 @@ export function cutOff(response: NodeResponse): void {
   else response.socket?.destroy();
 }
 
-/** A reader that has not taken a byte for this long is gone or hostile. */
-export const stallMs = 30_000;
-
 /**
  * Resolves when the response takes more bytes. Rejects when the connection is lost, or when its reader has taken nothing
  * for `limitMs`: the connection is then cut, as nothing can be told to a reader that does not read.

@@ -11,14 +11,8 @@ import { malformed, recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes } from "../rpc/wire.ts";
 import type { Caller } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
-import {
-  closeUnread,
-  cutOff,
-  drained,
-  type NodeRequest,
-  type NodeResponse,
-  stallMs,
-} from "./node-http.ts";
+import { stallMs } from "./http2/stream.ts";
+import { closeUnread, cutOff, drained, type NodeRequest, type NodeResponse } from "./node-http.ts";
 import { ongoingBody, wholeBody } from "./request-body.ts";
 
 export interface RpcAdapterOptions {

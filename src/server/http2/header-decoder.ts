@@ -5,6 +5,9 @@ import { staticTable } from "./static-table.ts";
 /** The size that we let the peer's encoder have: what it begins with, if nobody has asked for another (RFC 9113, section 6.5.2). */
 const tableBytesMax = 4096;
 
+/** Entries that are evicted and not yet thrown away: as many as the table can hold. */
+const evictedMax = tableBytesMax / 32;
+
 /** What an entry costs beside its characters (RFC 7541, section 4.1). */
 const entryOverhead = 32;
 
@@ -22,12 +25,14 @@ export interface DecodedFields {
 class Field {
   readonly name: string;
   readonly value: string;
+  readonly hasName: boolean;
   readonly isWellFormed: boolean;
 
-  constructor(name: string, value: string, isWellFormed: boolean) {
+  constructor(name: string, value: string, hasName: boolean, hasValue: boolean) {
     this.name = name;
     this.value = value;
-    this.isWellFormed = isWellFormed;
+    this.hasName = hasName;
+    this.isWellFormed = hasName && hasValue;
   }
 
   get bytes(): number {
@@ -35,7 +40,7 @@ class Field {
   }
 }
 
-const staticEntries = staticTable.map(([name, value]) => new Field(name, value, true));
+const staticEntries = staticTable.map(([name, value]) => new Field(name, value, true, true));
 
 /**
  * HPACK (RFC 7541): the fields that a peer sends on one connection. Every block must be decoded, in order, since each can change the
@@ -43,8 +48,9 @@ const staticEntries = staticTable.map(([name, value]) => new Field(name, value, 
  */
 export class HeaderDecoder {
   readonly #bounds: { readonly bytes: number; readonly fields: number };
-  /** The newest entry last. */
+  /** The newest entry last. Those before `#first` are evicted. */
   #entries: Field[] = [];
+  #first = 0;
   #tableBytes = 0;
   #tableBytesMax = tableBytesMax;
   #block: Buffer = Buffer.alloc(0);
@@ -97,16 +103,15 @@ export class HeaderDecoder {
     const named = index === 0 ? undefined : this.#entry(index);
     const name = named === undefined ? this.#string() : named.name;
     const value = this.#string();
-    const nameIsWellFormed = named?.isWellFormed ?? isName.test(name);
-    return new Field(name, value, nameIsWellFormed && isValue(value));
+    const hasName = named?.hasName ?? isName.test(name);
+    return new Field(name, value, hasName, !forbiddenInValue.test(value));
   }
 
   #entry(index: number): Field {
-    const field =
-      index <= staticEntries.length
-        ? staticEntries[index - 1]
-        : this.#entries[this.#entries.length - (index - staticEntries.length)];
-    if (field === undefined) throw broken();
+    const at = this.#entries.length - (index - staticEntries.length);
+    const isStatic = index <= staticEntries.length;
+    const field = isStatic ? staticEntries[index - 1] : this.#entries[at];
+    if (field === undefined || (!isStatic && at < this.#first)) throw broken();
     return field;
   }
 
@@ -123,13 +128,14 @@ export class HeaderDecoder {
   }
 
   #evict(): void {
-    let count = 0;
-    for (const oldest of this.#entries) {
-      if (this.#tableBytes <= this.#tableBytesMax) break;
-      this.#tableBytes -= oldest.bytes;
-      count += 1;
+    while (this.#tableBytes > this.#tableBytesMax) {
+      this.#tableBytes -= this.#entries[this.#first]?.bytes ?? this.#tableBytes;
+      this.#first += 1;
     }
-    if (count > 0) this.#entries.splice(0, count);
+    // Rarely, so that each eviction costs the same.
+    if (this.#first < evictedMax) return;
+    this.#entries = this.#entries.slice(this.#first);
+    this.#first = 0;
   }
 
   /** Section 5.1. */
@@ -178,17 +184,7 @@ const scratch = Buffer.allocUnsafeSlow(4096);
 /** A token of RFC 9110 in lower case, or the name of a pseudo-header. */
 const isName = /^:?[!#$%&'*+.^_`|~0-9a-z-]+$/;
 
-function isValue(value: string): boolean {
-  if (value === "") return true;
-  return !forbiddenInValue.test(value) && !isSpace(value, 0) && !isSpace(value, value.length - 1);
-}
-
 const forbiddenInValue = /[\0\r\n]/;
-
-function isSpace(text: string, at: number): boolean {
-  const code = text.charCodeAt(at);
-  return code === 0x20 || code === 0x09;
-}
 
 /** The tables of both sides differ from here on. */
 function broken(): ConnectionFault {

@@ -27,6 +27,8 @@ export interface Http2Options {
   readonly headerBytesMax: number;
   /** Called with the head of each request. */
   readonly onRequest: (stream: Http2Stream) => void;
+  /** Called with an error that is a bug of ours; the connection is closed. */
+  readonly onBug: (error: unknown) => void;
 }
 
 const bounds = {
@@ -37,18 +39,20 @@ const bounds = {
   /** Streams that end before their answer, at once and each second (CVE-2023-44487, rapid reset; CVE-2025-8671). */
   resetBurst: 100,
   resetsPerSecond: 20,
-  /** Frames that carry nothing of a request: SETTINGS, PING, PRIORITY, empty DATA, unknown ones. */
+  /** Frames that do nothing for a call: SETTINGS, PRIORITY, empty DATA, unknown ones, those of streams that are refused or over. */
   idleFrameBurst: 1000,
   idleFramesPerSecond: 100,
   /** Settings in one frame. */
   settings: 32,
-  /** Answers to frames such as PING that wait for a peer who does not read. */
-  unsentBytes: 1024 * 1024,
+  /** Frames that wait in the socket for a peer who does not read: those with bodies stop at a quarter of it. */
+  unsentBytes: 256 * 1024,
+  /** Bodies of answers that wait for their windows: a hundred of 640 KiB. */
+  unsentBodyBytes: 64 * 1024 * 1024,
   /** Milliseconds without a byte after which a connection is closed gracefully. */
   idleMs: 300_000,
-  /** Milliseconds that a peer gets to read the last answers of a connection, and then to close it. */
-  unsentMs: 30_000,
-  closingMs: 1000,
+  /** Milliseconds that a peer gets to read what it was sent last and to close the connection: after all is said, after a fault. */
+  closingMs: 30_000,
+  faultMs: 1000,
 } as const;
 
 /** What is read of a body before its sender hears that it may send as much again: half a window. */
@@ -64,7 +68,7 @@ export class Http2Session implements StreamOwner, FrameSink {
   readonly #streams = new Map<number, Http2Stream>();
   /** Those with unsent bytes. */
   readonly #waiting = new Set<Http2Stream>();
-  /** Those that were ended from here while their peer could still send. */
+  /** The latest ones that were ended from here while their peer could still send. */
   readonly #resetHere = new Set<number>();
   readonly #resets = new Allowance(bounds.resetBurst, bounds.resetsPerSecond);
   readonly #idleFrames = new Allowance(bounds.idleFrameBurst, bounds.idleFramesPerSecond);
@@ -76,6 +80,8 @@ export class Http2Session implements StreamOwner, FrameSink {
   #unacknowledged = 0;
   /** The window that the peer gives each new stream. */
   #streamSendWindow: number = defaultWindow;
+  /** Since the last PING. */
+  #hasSentData = false;
   #isOver = false;
   #closingTimer: NodeJS.Timeout | undefined;
 
@@ -112,6 +118,13 @@ export class Http2Session implements StreamOwner, FrameSink {
 
   onWaiting(stream: Http2Stream): void {
     this.#waiting.add(stream);
+    let bytes = 0;
+    for (const { writableLength } of this.#waiting) bytes += writableLength;
+    if (bytes > bounds.unsentBodyBytes) this.reset(stream, errorCodes.enhanceYourCalm);
+  }
+
+  onData(): void {
+    this.#hasSentData = true;
   }
 
   onConsumed(stream: Http2Stream, bytes: number): void {
@@ -143,8 +156,13 @@ export class Http2Session implements StreamOwner, FrameSink {
       this.#reader.read(chunk);
       if (this.writer.unsentBytes > bounds.unsentBytes) throw tooMuch();
     } catch (error) {
-      // What is a mistake of ours must not end the other connections.
-      this.#fail(error instanceof ConnectionFault ? error.code : errorCodes.internalError);
+      if (error instanceof ConnectionFault) {
+        this.#fail(error.code);
+      } else {
+        // It must not end the other connections.
+        this.#options.onBug(error);
+        this.#fail(errorCodes.internalError);
+      }
     }
   }
 
@@ -191,9 +209,17 @@ export class Http2Session implements StreamOwner, FrameSink {
     const data = withoutPadding(bits, payload);
     const endsStream = (bits & flags.endStream) !== 0;
     if (data.length === 0 && !endsStream) this.#countIdleFrame();
-    if (stream === undefined || stream.remoteEnded) {
+    if (stream === undefined) {
       this.#acknowledge(payload.length);
-      if (!this.#resetHere.has(id)) this.#resetFaulty(id, errorCodes.streamClosed);
+      // The peer may have sent it before it heard that the stream is over.
+      if (this.#resetHere.has(id)) return;
+      this.#countIdleFrame();
+      this.writer.reset(id, errorCodes.streamClosed);
+      return;
+    }
+    if (stream.remoteEnded) {
+      this.#acknowledge(payload.length);
+      this.#resetFaulty(id, errorCodes.streamClosed);
       return;
     }
     stream.receiveWindow -= payload.length;
@@ -231,6 +257,7 @@ export class Http2Session implements StreamOwner, FrameSink {
     }
     this.#lastStream = id;
     if (id > this.#lastRun || this.#streams.size >= bounds.streams) {
+      this.#countIdleFrame();
       this.#remember(id);
       this.writer.reset(id, errorCodes.refusedStream);
       return;
@@ -325,7 +352,9 @@ export class Http2Session implements StreamOwner, FrameSink {
   #onPing(bits: number, stream: number, payload: Buffer): void {
     if (stream !== 0) throw violation();
     if (payload.length !== 8) throw wrongSize();
-    this.#countIdleFrame();
+    // Clients of gRPC measure the way's bandwidth with one for each read that brought them DATA.
+    if (!this.#hasSentData) this.#countIdleFrame();
+    this.#hasSentData = false;
     if ((bits & flags.ack) === 0) this.writer.pingAck(payload);
   }
 
@@ -356,15 +385,14 @@ export class Http2Session implements StreamOwner, FrameSink {
     return stream;
   }
 
-  /** In turn, a frame of each, as far as the windows and the socket go. */
+  /** In turn, a frame of each, as far as the windows and the socket go. The next time begins where this one has ended. */
   #sendWaiting(): void {
-    let hasSent = true;
-    while (hasSent && !this.writer.isBlocked && this.sendWindow > 0) {
-      hasSent = false;
-      for (const stream of this.#waiting) {
-        if (stream.sendWaiting()) hasSent = true;
-        if (stream.writableLength === 0 || stream.sendWindow <= 0) this.#waiting.delete(stream);
-      }
+    for (const stream of this.#waiting) {
+      if (this.writer.isBlocked || this.sendWindow <= 0) return;
+      this.#waiting.delete(stream);
+      stream.sendWaiting();
+      // Behind the others. One whose window is used up comes back with its next window.
+      if (stream.writableLength > 0 && stream.sendWindow > 0) this.#waiting.add(stream);
     }
   }
 
@@ -388,7 +416,6 @@ export class Http2Session implements StreamOwner, FrameSink {
     this.writer.reset(id, code);
   }
 
-  /** What the peer has sent on it before it heard of its end is no fault. */
   #remember(id: number): void {
     this.#resetHere.add(id);
     for (const oldest of this.#resetHere) {
@@ -417,22 +444,22 @@ export class Http2Session implements StreamOwner, FrameSink {
     this.writer.goAway(this.#lastStream, code);
     this.#end();
     this.#socket.pause();
-    this.#closeIn(bounds.closingMs, () => this.#cut());
+    this.#closeIn(bounds.faultMs);
   }
 
-  /** Closes the connection when all that was written is sent. */
+  /** Closes the connection behind all that was written. What is still on its way would be lost if it were not read on. */
   #end(): void {
     if (this.#isOver) return;
     this.#isOver = true;
     this.writer.flush();
-    this.#closeIn(bounds.unsentMs, () => this.#cut());
-    this.#socket.end(() => this.#closeIn(bounds.closingMs, () => this.#socket.destroy()));
+    this.#socket.end();
+    this.#closeIn(bounds.closingMs);
     this.#loseStreams();
   }
 
-  #closeIn(ms: number, close: () => void): void {
+  #closeIn(ms: number): void {
     clearTimeout(this.#closingTimer);
-    if (!this.#socket.destroyed) this.#closingTimer = setTimeout(close, ms);
+    if (!this.#socket.destroyed) this.#closingTimer = setTimeout(() => this.#cut(), ms);
   }
 
   /** Without what is unsent: the kernel would keep it for a peer who does not read. */

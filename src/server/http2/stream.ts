@@ -18,6 +18,8 @@ export interface StreamOwner {
   readonly remoteAddress: string | undefined;
   /** Bytes that may still be sent on all streams together. */
   sendWindow: number;
+  /** The stream has sent a part of its body. */
+  onData(): void;
   /** The stream has unsent bytes. */
   onWaiting(stream: Http2Stream): void;
   /** Bytes of a body are read, or thrown away: their sender may send as many again. */
@@ -72,6 +74,7 @@ export class Http2Stream {
   readonly #unsent: Unsent[] = [];
   #unsentBytes = 0;
   #localEnded = false;
+  #stallTimer: NodeJS.Timeout | undefined;
   #onClose: (() => void)[] = [];
   #onDrain: (() => void)[] = [];
 
@@ -200,6 +203,7 @@ export class Http2Stream {
   write(bytes: Uint8Array, onTaken?: () => void): boolean {
     if (this.destroyed) return false;
     this.#begin();
+    if (bytes.length === 0) return this.#unsentBytes === 0;
     const sent = this.#unsentBytes === 0 ? this.#send(bytes, false) : 0;
     if (sent === bytes.length) {
       onTaken?.();
@@ -230,6 +234,7 @@ export class Http2Stream {
     this.#begin();
     if (!hasBody) {
       if (this.#unsentBytes === 0) this.#sendEnd();
+      else this.#startStallTimer();
       return;
     }
     const endsStream = this.#trailers === undefined;
@@ -237,6 +242,7 @@ export class Http2Stream {
     if (sent < bytes.length) this.#wait(bytes, sent, undefined);
     else if (endsStream) this.#onLocalEnd();
     else this.#sendEnd();
+    if (this.#unsentBytes > 0) this.#startStallTimer();
   }
 
   /** Ends it now, whatever is still unsent. */
@@ -257,31 +263,32 @@ export class Http2Stream {
     return this;
   }
 
-  /** Sends what fits into one frame of what waits. Whether that was anything. */
-  sendWaiting(): boolean {
+  /** Sends what fits into one frame of what waits. */
+  sendWaiting(): void {
     const [first] = this.#unsent;
-    if (first === undefined || this.destroyed) return false;
+    if (first === undefined) return;
     const isLast = this.#unsent.length === 1 && this.writableEnded;
     const endsStream = isLast && this.#trailers === undefined;
     const sent = this.#send(first.bytes, endsStream, frameBytesMax);
-    if (sent === 0) return false;
+    if (sent === 0) return;
+    this.#stallTimer?.refresh();
     this.#unsentBytes -= sent;
     if (sent < first.bytes.length) {
       first.bytes = first.bytes.subarray(sent);
-      return true;
+      return;
     }
     this.#unsent.shift();
     first.onTaken?.();
-    if (this.#unsentBytes > 0) return true;
+    if (this.#unsentBytes > 0) return;
     if (endsStream) this.#onLocalEnd();
     else if (this.writableEnded) this.#sendEnd();
     else for (const listener of this.#onDrain.splice(0)) listener();
-    return true;
   }
 
   /** Called by its connection, once: it is over, or lost. Returns how many bytes of its body nobody has read. */
   onClosed(): number {
     this.destroyed = true;
+    clearTimeout(this.#stallTimer);
     this.#unsent.length = 0;
     this.#unsentBytes = 0;
     const unread = this.#received.take().length;
@@ -322,8 +329,14 @@ export class Http2Stream {
       owner.sendWindow -= room;
       sent = end;
       writer.data(this.id, piece, endsStream && end === bytes.length);
+      owner.onData();
     }
     return sent;
+  }
+
+  /** Nobody waits for the last bytes but the stream itself. */
+  #startStallTimer(): void {
+    this.#stallTimer = setTimeout(() => this.destroy(), stallMs);
   }
 
   #sendEnd(): void {
@@ -341,6 +354,9 @@ export class Http2Stream {
 }
 
 const noBytes = Buffer.alloc(0);
+
+/** Milliseconds. A reader that has not taken a byte for this long is gone or hostile. */
+export const stallMs = 30_000;
 
 let dateSecond = 0;
 let date = "";
