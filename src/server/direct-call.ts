@@ -7,7 +7,7 @@ import { recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { CallScope, type RunningCalls } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
-import { stallMs } from "./http2/stream.ts";
+import { Http2Stream, stallMs } from "./http2/stream.ts";
 import { cutOff, type NodeRequest, type NodeResponse, written } from "./node-http.ts";
 import { readBody } from "./request-body.ts";
 import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
@@ -23,7 +23,8 @@ export interface DirectCallOptions extends RpcAdapterOptions {
  * Runs one call of a direct method: the streaming path, from the request's bytes to the answer's. Whatever is unusual is
  * handed to Connect (`runRpc`), with the body that was read, or with the error that it has to write.
  *
- * A message goes out as soon as its part is there: HTTP/2 sends what one turn of the event loop has written together.
+ * A message goes out as soon as its part is there: HTTP/2 sends what one turn of the event loop has written together, the
+ * first part at once.
  * A reader that does not take it is waited for, so that the engine's stream is not read on.
  *
  * Resolves when the answer is sent or the caller is gone.
@@ -112,6 +113,11 @@ class Sender implements Disposable {
     return undefined;
   }
 
+  /** A token that somebody waits for does not wait for what else a busy turn has to do: 0.2 ms at 400 streams. */
+  flush(): void {
+    if (this.#response instanceof Http2Stream) this.#response.flush();
+  }
+
   /** Ends the answer. */
   end(error?: ConnectError): void {
     this.#begin();
@@ -138,8 +144,11 @@ async function sendStream(
   try {
     using stream = await answer;
     await sender.send(stream.start);
+    let isFirst = true;
     for await (const part of stream.parts) {
       const waiting = sender.send(stream.toMessage(part));
+      if (isFirst) sender.flush();
+      isFirst = false;
       if (waiting !== undefined) await waiting;
     }
     sender.end();

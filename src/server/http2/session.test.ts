@@ -371,6 +371,27 @@ it("tells who begins to read a body late that its sender has broken it off", asy
   expect(streams[0]?.takeBody()).toBeUndefined();
 });
 
+it("sends a flushed piece at once, the others at the end of the turn", async () => {
+  const written: number[] = [];
+  await using server = await startServer((stream) => {
+    const [socket] = server.sockets;
+    const note = () => written.push(socket?.bytesWritten ?? 0);
+    note();
+    stream.write(numbered(100));
+    note();
+    stream.flush();
+    note();
+    stream.end(numbered(100));
+    note();
+  });
+  using session = openHttp2(server.url);
+  expect((await askHttp2(session, {})).body).toHaveLength(200);
+  const [before = 0, waiting, flushed, last] = written;
+  expect(waiting).toBe(before);
+  expect(flushed).toBeGreaterThan(before + 100);
+  expect(last).toBe(flushed);
+});
+
 describe("a connection that is closed", () => {
   it("lets its calls end, refuses further ones as not begun, and ends with the last", async () => {
     const streams: Http2Stream[] = [];

@@ -213,6 +213,11 @@ export class Http2Stream {
     return false;
   }
 
+  /** Sends what was written now, and not at the end of the turn. */
+  flush(): void {
+    this.#owner.writer.flush();
+  }
+
   /** Before the end. */
   addTrailers(trailers: Readonly<Record<string, string>>): void {
     this.#trailers = Object.entries(trailers).flat();
