@@ -1,3 +1,5 @@
+import { withRoom } from "./with-room.ts";
+
 /** Gathers bytes that arrive in pieces, at a cost that is linear however small these are. */
 export class ByteGatherer {
   #bytes: Buffer = noBytes;
@@ -18,11 +20,7 @@ export class ByteGatherer {
       return;
     }
     const length = this.#length + piece.length;
-    if (length > this.#bytes.length) {
-      const larger = Buffer.allocUnsafeSlow(length * 2);
-      this.#bytes.copy(larger, 0, 0, this.#length);
-      this.#bytes = larger;
-    }
+    this.#bytes = withRoom(this.#bytes, this.#length, length);
     piece.copy(this.#bytes, this.#length);
     this.#length = length;
   }

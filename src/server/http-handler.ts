@@ -104,7 +104,7 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     caller: Caller,
   ): Promise<void> {
     response.setHeader("x-request-id", call.id);
-    if (options.isDraining() && request.httpVersion !== "2.0")
+    if (options.isDraining() && !(request instanceof Http2Stream))
       response.setHeader("connection", "close");
 
     const url = request.url ?? "";

@@ -1,4 +1,3 @@
-import type { IncomingMessage } from "node:http";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { ByteGatherer } from "../lib/byte-gatherer.ts";
 import { toConnectError } from "../rpc/error-mapping.ts";
@@ -80,7 +79,8 @@ export async function readBody(request: NodeRequest, limits: BodyLimits): Promis
     const finish = (error?: unknown) => {
       clearTimeout(timer);
       limits.signal.removeEventListener("abort", onAbort);
-      stop();
+      if (request instanceof Http2Stream) request.stopReading();
+      else request.off("data", reader.onData).off("end", reader.onEnd).pause();
       if (error !== undefined) reject(error);
       else resolve(body.take());
     };
@@ -97,15 +97,9 @@ export async function readBody(request: NodeRequest, limits: BodyLimits): Promis
       onEnd: () => finish(),
       onBroken: () => finish(callerLeft()),
     };
-    const stop =
-      request instanceof Http2Stream ? () => request.stopReading() : stopper(request, reader);
     if (request instanceof Http2Stream) request.readBody(reader);
     else request.on("data", reader.onData).on("end", reader.onEnd);
   });
-}
-
-function stopper(request: IncomingMessage, reader: BodyReader): () => void {
-  return () => request.off("data", reader.onData).off("end", reader.onEnd).pause();
 }
 
 function tooLong({ bytes }: BodyLimits): ConnectError {

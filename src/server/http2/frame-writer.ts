@@ -1,4 +1,5 @@
 import type { Socket } from "node:net";
+import { withRoom } from "../../lib/with-room.ts";
 import { HeaderEncoder } from "./header-encoder.ts";
 import { type ErrorCode, flags, frameBytesMax, frameHeadBytes, frameTypes } from "./protocol.ts";
 
@@ -143,14 +144,8 @@ export class FrameWriter {
   }
 
   #reserve(bytes: number): void {
-    if (this.#length === 0) {
-      if (gathering.push(this) === 1) setImmediate(flushAll);
-    }
-    const needed = this.#length + bytes;
-    if (needed <= this.#bytes.length) return;
-    const larger = Buffer.allocUnsafeSlow(Math.max(1024, needed * 2));
-    this.#bytes.copy(larger, 0, 0, this.#length);
-    this.#bytes = larger;
+    if (this.#length === 0 && gathering.push(this) === 1) setImmediate(flushAll);
+    this.#bytes = withRoom(this.#bytes, this.#length, this.#length + bytes);
   }
 }
 

@@ -5,11 +5,11 @@ import { staticTable } from "./static-table.ts";
 /** The size that we let the peer's encoder have: what it begins with, if nobody has asked for another (RFC 9113, section 6.5.2). */
 const tableBytesMax = 4096;
 
-/** Entries that are evicted and not yet thrown away: as many as the table can hold. */
-const evictedMax = tableBytesMax / 32;
-
 /** What an entry costs beside its characters (RFC 7541, section 4.1). */
 const entryOverhead = 32;
+
+/** Entries that are evicted and not yet thrown away: as many as the table can hold. */
+const evictedMax = tableBytesMax / entryOverhead;
 
 /** The fields of one request, or its trailers. */
 export interface DecodedFields {
@@ -53,7 +53,7 @@ export class HeaderDecoder {
   #first = 0;
   #tableBytes = 0;
   #tableBytesMax = tableBytesMax;
-  #block: Buffer = Buffer.alloc(0);
+  #block: Buffer = noBytes;
   #at = 0;
 
   /** `bounds`: bytes of all names and values of a block, and how many fields it may have. */

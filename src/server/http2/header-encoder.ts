@@ -1,3 +1,4 @@
+import { withRoom } from "../../lib/with-room.ts";
 import { staticTable } from "./static-table.ts";
 
 /**
@@ -5,7 +6,7 @@ import { staticTable } from "./static-table.ts";
  * since a table of its own for each connection would save some sixty bytes of an answer.
  */
 export class HeaderEncoder {
-  #bytes = Buffer.allocUnsafeSlow(1024);
+  #bytes: Buffer = Buffer.allocUnsafeSlow(1024);
   #length = 0;
 
   /**
@@ -22,7 +23,8 @@ export class HeaderEncoder {
 
   #field(name: string, value: string): void {
     // A name of n characters takes n bytes, and each of the lengths four more at most.
-    this.#reserve(name.length + value.length + 16);
+    const needed = this.#length + name.length + value.length + 16;
+    this.#bytes = withRoom(this.#bytes, this.#length, needed);
     if (name === ":status" && value === "200") {
       this.#byte(0x80 | statusOk);
       return;
@@ -32,23 +34,23 @@ export class HeaderEncoder {
       this.#byte(0);
       this.#string(name);
     } else {
-      this.#integer(index, 4, 0);
+      this.#integer(index, 4);
     }
     this.#string(value);
   }
 
   #string(text: string): void {
-    this.#integer(text.length, 7, 0);
+    this.#integer(text.length, 7);
     this.#length += this.#bytes.write(text, this.#length, "latin1");
   }
 
-  #integer(value: number, prefixBits: number, pattern: number): void {
+  #integer(value: number, prefixBits: number): void {
     const mask = (1 << prefixBits) - 1;
     if (value < mask) {
-      this.#byte(pattern | value);
+      this.#byte(value);
       return;
     }
-    this.#byte(pattern | mask);
+    this.#byte(mask);
     let rest = value - mask;
     for (; rest >= 0x80; rest = Math.floor(rest / 0x80)) this.#byte((rest % 0x80) | 0x80);
     this.#byte(rest);
@@ -57,13 +59,6 @@ export class HeaderEncoder {
   #byte(byte: number): void {
     this.#bytes[this.#length] = byte;
     this.#length += 1;
-  }
-
-  #reserve(bytes: number): void {
-    if (this.#length + bytes <= this.#bytes.length) return;
-    const larger = Buffer.allocUnsafeSlow((this.#length + bytes) * 2);
-    this.#bytes.copy(larger, 0, 0, this.#length);
-    this.#bytes = larger;
   }
 }
 

@@ -19,8 +19,8 @@ import {
   wrongFlow,
   wrongSize,
 } from "./protocol.ts";
-import { toRequestHead } from "./request-head.ts";
 import { Http2Stream, type StreamOwner } from "./stream.ts";
+import { toStreamHead } from "./stream-head.ts";
 
 export interface Http2Options {
   /** Characters of all header fields of a request. */
@@ -217,24 +217,13 @@ export class Http2Session implements StreamOwner, FrameSink {
       this.writer.reset(id, errorCodes.streamClosed);
       return;
     }
-    if (stream.remoteEnded) {
-      this.#acknowledge(payload.length);
-      this.#resetFaulty(id, errorCodes.streamClosed);
-      return;
-    }
     stream.receiveWindow -= payload.length;
-    if (stream.receiveWindow < 0) {
+    if (stream.expectedBytes !== undefined) stream.expectedBytes -= data.length;
+    const fault = faultOf(stream, endsStream);
+    if (fault !== undefined) {
       this.#acknowledge(payload.length);
-      this.#resetFaulty(id, errorCodes.flowControlError);
+      this.#resetFaulty(id, fault);
       return;
-    }
-    if (stream.expectedBytes !== undefined) {
-      stream.expectedBytes -= data.length;
-      if (stream.expectedBytes < 0 || (endsStream && stream.expectedBytes !== 0)) {
-        this.#acknowledge(payload.length);
-        this.#resetFaulty(id, errorCodes.protocolError);
-        return;
-      }
     }
     this.onConsumed(stream, payload.length - data.length);
     if (data.length > 0) stream.onData(data);
@@ -266,7 +255,7 @@ export class Http2Session implements StreamOwner, FrameSink {
   }
 
   #open(id: number, decoded: DecodedFields, endsStream: boolean): void {
-    const head = toRequestHead(decoded);
+    const head = toStreamHead(decoded);
     const isShort = endsStream && (head?.contentLength ?? 0) !== 0;
     if (head === undefined || isShort) {
       this.#resetFaulty(id, errorCodes.protocolError);
@@ -334,9 +323,7 @@ export class Http2Session implements StreamOwner, FrameSink {
       this.#streamSendWindow = value;
       for (const stream of this.#streams.values()) {
         stream.sendWindow += more;
-        if (stream.sendWindow > windowMax) {
-          throw wrongFlow();
-        }
+        if (stream.sendWindow > windowMax) throw wrongFlow();
         if (stream.writableLength > 0) this.#waiting.add(stream);
       }
     } else if (id === settingIds.maxFrameSize) {
@@ -364,9 +351,7 @@ export class Http2Session implements StreamOwner, FrameSink {
     if (id === 0) {
       if (more === 0) throw violation();
       this.sendWindow += more;
-      if (this.sendWindow > windowMax) {
-        throw wrongFlow();
-      }
+      if (this.sendWindow > windowMax) throw wrongFlow();
     } else {
       const stream = this.#known(id);
       if (stream === undefined) return;
@@ -479,6 +464,15 @@ export class Http2Session implements StreamOwner, FrameSink {
     this.#streams.clear();
     this.#waiting.clear();
   }
+}
+
+/** What is wrong with DATA that this stream has just been charged with. */
+function faultOf(stream: Http2Stream, endsStream: boolean): ErrorCode | undefined {
+  if (stream.remoteEnded) return errorCodes.streamClosed;
+  if (stream.receiveWindow < 0) return errorCodes.flowControlError;
+  const { expectedBytes = 0 } = stream;
+  if (expectedBytes < 0 || (endsStream && expectedBytes !== 0)) return errorCodes.protocolError;
+  return undefined;
 }
 
 function refuse(stream: Http2Stream, status: number): void {

@@ -2,7 +2,7 @@ import type { IncomingHttpHeaders } from "node:http";
 import { ByteGatherer } from "../../lib/byte-gatherer.ts";
 import type { FrameWriter } from "./frame-writer.ts";
 import { type ErrorCode, errorCodes, frameBytesMax } from "./protocol.ts";
-import type { RequestHead } from "./request-head.ts";
+import type { StreamHead } from "./stream-head.ts";
 
 /** Who takes a request's body: pieces, then `onEnd`, or `onBroken` when its sender has broken it off. */
 export interface BodyReader {
@@ -86,7 +86,7 @@ export class Http2Stream {
   constructor(
     owner: StreamOwner,
     id: number,
-    head: RequestHead,
+    head: StreamHead,
     windows: { readonly send: number; readonly receive: number },
   ) {
     this.#owner = owner;
@@ -202,15 +202,8 @@ export class Http2Stream {
   /** Whether more may be written at once. `onTaken`: the bytes are on their way. */
   write(bytes: Uint8Array, onTaken?: () => void): boolean {
     if (this.destroyed) return false;
-    this.#begin();
-    if (bytes.length === 0) return this.#unsentBytes === 0;
-    const sent = this.#unsentBytes === 0 ? this.#send(bytes, false) : 0;
-    if (sent === bytes.length) {
-      onTaken?.();
-      return true;
-    }
-    this.#wait(bytes, sent, onTaken);
-    return false;
+    this.writeHead(this.statusCode);
+    return this.#write(bytes, false, onTaken);
   }
 
   /** Sends what was written now, and not at the end of the turn. */
@@ -223,31 +216,23 @@ export class Http2Stream {
     this.#trailers = Object.entries(trailers).flat();
   }
 
-  end(bytes?: Uint8Array): void {
-    if (this.destroyed) {
-      this.writableEnded = true;
-      return;
-    }
+  end(bytes: Uint8Array = noBytes): void {
     if (this.writableEnded) return;
     this.writableEnded = true;
-    const hasBody = bytes !== undefined && bytes.length > 0;
+    if (this.destroyed) return;
+    const hasBody = bytes.length > 0;
     if (!hasBody && !this.headersSent && this.#trailers === undefined) {
       this.#sendHead(this.statusCode, true);
       this.#onLocalEnd();
       return;
     }
-    this.#begin();
-    if (!hasBody) {
-      if (this.#unsentBytes === 0) this.#sendEnd();
-      else this.#startStallTimer();
-      return;
-    }
-    const endsStream = this.#trailers === undefined;
-    const sent = this.#unsentBytes === 0 ? this.#send(bytes, endsStream) : 0;
-    if (sent < bytes.length) this.#wait(bytes, sent, undefined);
+    this.writeHead(this.statusCode);
+    const endsStream = hasBody && this.#trailers === undefined;
+    const isSent = this.#write(bytes, endsStream, undefined);
+    if (this.destroyed) return;
+    if (!isSent) this.#startStallTimer();
     else if (endsStream) this.#onLocalEnd();
     else this.#sendEnd();
-    if (this.#unsentBytes > 0) this.#startStallTimer();
   }
 
   /** Ends it now, whatever is still unsent. */
@@ -308,14 +293,18 @@ export class Http2Stream {
     this.#owner.writer.headers(this.id, fields, endsStream);
   }
 
-  #begin(): void {
-    if (!this.headersSent) this.writeHead(this.statusCode);
-  }
-
-  #wait(bytes: Uint8Array, sent: number, onTaken: (() => void) | undefined): void {
+  /** Whether all is on its way; the rest waits, behind what waits already. */
+  #write(bytes: Uint8Array, endsStream: boolean, onTaken: (() => void) | undefined): boolean {
+    if (bytes.length === 0) return this.#unsentBytes === 0;
+    const sent = this.#unsentBytes === 0 ? this.#send(bytes, endsStream) : 0;
+    if (sent === bytes.length) {
+      onTaken?.();
+      return true;
+    }
     this.#unsent.push({ bytes: sent === 0 ? bytes : bytes.subarray(sent), onTaken });
     this.#unsentBytes += bytes.length - sent;
     this.#owner.onWaiting(this);
+    return false;
   }
 
   /** How many of the bytes are on their way: as many as the windows and the socket take, and as `most`. */

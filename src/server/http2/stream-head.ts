@@ -2,7 +2,7 @@ import type { IncomingHttpHeaders } from "node:http";
 import type { DecodedFields } from "./header-decoder.ts";
 
 /** What comes before a request's body. */
-export interface RequestHead {
+export interface StreamHead {
   readonly method: string;
   /** With its query. Empty for CONNECT. */
   readonly path: string;
@@ -16,7 +16,7 @@ export interface RequestHead {
  * Reads the fields of a request (RFC 9113, section 8.3). undefined for those that are malformed: pseudo-headers that are missing,
  * unknown, twice or too late, fields of connections, and whatever could mean something else to the next one who reads it.
  */
-export function toRequestHead(decoded: DecodedFields): RequestHead | undefined {
+export function toStreamHead(decoded: DecodedFields): StreamHead | undefined {
   const { fields, tooLarge, malformed } = decoded;
   if (malformed) return undefined;
   const headers = Object.create(null) as Record<string, string | string[]>;

@@ -1,0 +1,114 @@
+import { once } from "node:events";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
+import { Http2Session } from "../../src/server/http2/session.ts";
+import type { Http2Stream } from "../../src/server/http2/stream.ts";
+import { eventually } from "./eventually.ts";
+import {
+  flags,
+  frame,
+  frameTypes,
+  preface,
+  requestHeaders,
+  settingIds,
+  settingsFrame,
+} from "./raw-http2.ts";
+
+/** A port behind which every connection is a session. */
+export async function startServer(onRequest: (stream: Http2Stream) => void) {
+  const sessions: Http2Session[] = [];
+  const sockets = new Set<Socket>();
+  const bugs: unknown[] = [];
+  const server = createServer({ noDelay: true }, (socket) => {
+    sockets.add(socket);
+    socket.once("close", () => sockets.delete(socket));
+    const onBug = (error: unknown) => void bugs.push(error);
+    sessions.push(new Http2Session(socket, { headerBytesMax: 16_384, onRequest, onBug }));
+  });
+  await once(server.listen(0, "127.0.0.1"), "listening");
+  const { port } = server.address() as AddressInfo;
+  return {
+    port,
+    url: `http://127.0.0.1:${port}`,
+    sessions,
+    sockets,
+    /** Errors that no peer can be blamed for. */
+    bugs,
+    async [Symbol.asyncDispose]() {
+      for (const socket of sockets) socket.destroy();
+      await server[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** Answers with the request's body as it comes, and a trailer. */
+export function echo(stream: Http2Stream): void {
+  stream.readBody({
+    onData: (piece) => void stream.write(piece),
+    onEnd() {
+      stream.addTrailers({ "x-end": "1" });
+      stream.end();
+    },
+    onBroken: () => undefined,
+  });
+}
+
+/** Bytes that tell where they belong. */
+export function numbered(length: number, seed = 0): Buffer {
+  const bytes = Buffer.alloc(length);
+  for (let at = 0; at < length; at += 1) bytes[at] = (at * 31 + (at >> 8) * 7 + seed) & 0xff;
+  return bytes;
+}
+
+/** An answer of this length to each request, its seed in the path. */
+export const answering = (length: number) => (stream: Http2Stream) => {
+  stream.write(numbered(length, Number(stream.url.slice(1))));
+  stream.end();
+};
+
+export const open = (stream: number, path = `/${stream}`) =>
+  frame(
+    frameTypes.headers,
+    { stream, flags: flags.endHeaders | flags.endStream },
+    requestHeaders(path),
+  );
+export const windowUpdate = (stream: number, more: number) => {
+  const payload = Buffer.alloc(4);
+  payload.writeUInt32BE(more);
+  return frame(frameTypes.windowUpdate, { stream }, payload);
+};
+
+/** Asks for an answer in endless windows and does not read it, until it is asked for its body. */
+export async function askWithoutReading(port: number) {
+  const socket = connect(port, "127.0.0.1");
+  const chunks: Buffer[] = [];
+  socket.on("data", (chunk: Buffer) => chunks.push(chunk));
+  await once(socket, "connect");
+  socket.pause();
+  const windows = settingsFrame({ [settingIds.initialWindowSize]: 2 ** 31 - 1 });
+  socket.write(Buffer.concat([preface, windows, windowUpdate(0, 2 ** 30), open(1)]));
+  return {
+    async read() {
+      socket.resume();
+      const data: Buffer[] = [];
+      let rest: Buffer = Buffer.alloc(0);
+      let ended = false;
+      await eventually("the end", () => {
+        const bytes = Buffer.concat([rest, ...chunks.splice(0)]);
+        let at = 0;
+        while (at + 9 <= bytes.length) {
+          const end = at + 9 + bytes.readUIntBE(at, 3);
+          if (end > bytes.length) break;
+          if (bytes[at + 3] === frameTypes.data) {
+            data.push(bytes.subarray(at + 9, end));
+            ended = bytes[at + 4] === flags.endStream;
+          }
+          at = end;
+        }
+        rest = bytes.subarray(at);
+        return ended;
+      });
+      return Buffer.concat(data);
+    },
+    [Symbol.dispose]: () => void socket.destroy(),
+  };
+}
