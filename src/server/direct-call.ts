@@ -8,7 +8,7 @@ import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { CallScope, type RunningCalls } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
 import { Http2Stream, stallMs } from "./http2/stream.ts";
-import { cutOff, type NodeRequest, type NodeResponse, written } from "./node-http.ts";
+import { cutOff, type NodeRequest, type NodeResponse, writePiece, written } from "./node-http.ts";
 import { readBody } from "./request-body.ts";
 import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
 
@@ -98,18 +98,16 @@ class Sender implements Disposable {
       this.#silence.restart(heartbeatMs);
       // A reader who has not taken the last message knows that there is more.
       if (this.#response.writableLength > 0 || this.#response.destroyed) return;
-      this.#begin();
-      this.#response.write(heartbeat);
+      this.#write(heartbeat);
     });
   }
 
   /** Resolves at once as long as the reader keeps up. */
   send(message: Buffer): Promise<void> | undefined {
-    this.#begin();
     this.#silence.touch();
     if (this.#response.writableLength >= unsentBytesMax)
       return written(this.#response, message, stallMs);
-    this.#response.write(message);
+    this.#write(message);
     return undefined;
   }
 
@@ -126,6 +124,15 @@ class Sender implements Disposable {
 
   [Symbol.dispose](): void {
     this.#silence.stop();
+  }
+
+  #write(message: Buffer): void {
+    if (this.hasBegun) {
+      writePiece(this.#response, message);
+      return;
+    }
+    this.#begin();
+    this.#response.write(message);
   }
 
   #begin(): void {

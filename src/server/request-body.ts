@@ -1,3 +1,4 @@
+import type { IncomingMessage } from "node:http";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { ByteGatherer } from "../lib/byte-gatherer.ts";
 import { toConnectError } from "../rpc/error-mapping.ts";
@@ -66,13 +67,11 @@ interface BodyLimits {
  */
 export async function readBody(request: NodeRequest, limits: BodyLimits): Promise<Buffer> {
   limits.signal.throwIfAborted();
-  if (request instanceof Http2Stream) {
-    // The usual case: it has come together with its head.
-    const whole = request.takeBody();
-    if (whole !== undefined) {
-      if (whole.length > limits.bytes) throw tooLong(limits);
-      return whole;
-    }
+  // The usual case: it has come together with its head.
+  const whole = request instanceof Http2Stream ? request.takeBody() : takeBody(request);
+  if (whole !== undefined) {
+    if (whole.length > limits.bytes) throw tooLong(limits);
+    return whole;
   }
   return new Promise((resolve, reject) => {
     const body = new ByteGatherer();
@@ -101,6 +100,14 @@ export async function readBody(request: NodeRequest, limits: BodyLimits): Promis
     else request.on("data", reader.onData).on("end", reader.onEnd);
   });
 }
+
+/** The whole body, when all of it is here and nobody has read any. */
+function takeBody(request: IncomingMessage): Buffer | undefined {
+  if (!request.complete || request.destroyed || request.readableFlowing !== null) return undefined;
+  return request.read() ?? noBytes;
+}
+
+const noBytes = Buffer.alloc(0);
 
 function tooLong({ bytes }: BodyLimits): ConnectError {
   return new ConnectError(`the message must not exceed ${bytes} bytes`, Code.ResourceExhausted);

@@ -6,7 +6,9 @@ import { ChatRequestSchema } from "../../gen/formdev/chat/v1/chat_service_pb.ts"
 import { envelope } from "../../src/rpc/wire.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
 import { answer, type Script } from "../support/fake-vllm-replies.ts";
+import { ask as askRaw, openRaw, post, type RawAnswer } from "../support/raw-http.ts";
 import { erpKey, startApp, type TestApp } from "../support/start-app.ts";
+import { streamPath } from "../support/unharmed.ts";
 
 /*
  * The usual calls are answered without Connect's pipeline, and must be answered as it would. Connect's own path is taken
@@ -174,6 +176,52 @@ describe.each(wires)("$method as $type", (wire) => {
   ])("is refused as Connect would: %s", async (_name, change) => {
     const { direct, connects } = await askBoth(wire, change(wire.body));
     expect(direct).toEqual(connects);
+  });
+});
+
+describe("a stream over HTTP/1.1", () => {
+  const request = (type: string, version = "1.1") => {
+    const bytes = post(
+      streamPath,
+      { "content-type": type, "x-api-key": erpKey },
+      envelope(0, json),
+    );
+    return Buffer.from(bytes.toString("latin1").replace("HTTP/1.1", `HTTP/${version}`), "latin1");
+  };
+  const messagesOf = (given: RawAnswer | undefined) => {
+    const id = String(given?.headers["x-request-id"]);
+    return given?.body.toString("latin1").replaceAll(id, "ID");
+  };
+  const ask = (bytes: Buffer) => askRaw(app.address.port, bytes);
+
+  it.each(["1.0", "1.1"])("is answered as Connect would, to a client of %s", async (version) => {
+    for (const [name, script] of scripts) {
+      vllm.reply(script, script);
+      const direct = await ask(request("application/connect+json", version));
+      const connects = await ask(request("Application/connect+json", version));
+      expect(direct?.status, name).toBe(200);
+      expect(messagesOf(direct), name).toBe(messagesOf(connects));
+    }
+  });
+
+  it("waits for the one before it on its connection", async () => {
+    using connection = await openRaw(app.address.port);
+    const secondIsRead = Promise.withResolvers<void>();
+    const bytes = request("application/connect+json");
+    vllm.reply(
+      answer({ text: ["un", "deux", "trois"] }, { after: 2, by: () => secondIsRead.promise }),
+      async (reply, asked) => {
+        await answer({ text: ["quatre", "cinq"] })(reply, asked);
+        // A call that begins now is answered after this reply was read.
+        secondIsRead.resolve(ask(bytes).then(() => undefined));
+      },
+      answer(),
+    );
+    connection.send(Buffer.concat([bytes, bytes]));
+    const textsOf = (given: RawAnswer | undefined) =>
+      [...String(given?.body).matchAll(/"text":"(\w+)"/g)].map(([, text]) => text).join("");
+    expect(textsOf(await connection.answer(0))).toBe("undeuxtrois");
+    expect(textsOf(await connection.answer(1))).toBe("quatrecinq");
   });
 });
 
