@@ -20,9 +20,9 @@ import type { Wire } from "./wires.ts";
 
 export type Loop = OpenLoop | ClosedLoop;
 
-/** Starts what is measured in front of an engine; `undefined` asks the engine itself. */
-export type Subject = (engine: string) => Promise<Running>;
-export const plain: Subject = startPlainHandler;
+/** Starts what is measured in front of an engine, for calls over that wire; `undefined` asks the engine itself. */
+export type Subject = (engine: string, wire: Wire) => Promise<Running>;
+export const plain: Subject = (engine, { http }) => startPlainHandler(engine, http);
 export const product: Subject = (engine) => startProduct(engine);
 
 export interface Run {
@@ -53,7 +53,7 @@ export async function measure(
   { warmUpCalls = 0, warmUpMs, measuredMs }: Times,
 ): Promise<Run> {
   await using engine = await startEngine("streams" in loop ? loop.tokensPerSecond : 0);
-  await using started = await subject?.(engine.url);
+  await using started = await subject?.(engine.url, wire);
   const { url, group } = started ?? engine;
   await makeCalls(url, wire, warmUpCalls);
   const load =

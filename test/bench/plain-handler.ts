@@ -2,7 +2,8 @@
  * The baseline: the handler that one writes first. connect-node's adapter, an async generator over the lines of the
  * engine's answer, undici's `request`; no keys, no limits, no metering.
  */
-import { createServer } from "node:http2";
+import { createServer as createHttp1Server } from "node:http";
+import { createServer as createHttp2Server } from "node:http2";
 import { create } from "@bufbuild/protobuf";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { Agent, request } from "undici";
@@ -42,25 +43,24 @@ async function* tokens(message: ChatRequest, signal: AbortSignal): AsyncGenerato
   }
 }
 
-const server = createServer(
-  connectNodeAdapter({
-    routes: (router) =>
-      router.service(ChatService, {
-        async chat(message, { signal }) {
-          let content = "";
-          for await (const text of tokens(message, signal)) content += text;
-          return create(ChatResponseSchema, { message: { role: "assistant", content } });
-        },
-        async *streamChat(message, { signal }) {
-          for await (const text of tokens(message, signal)) {
-            yield create(StreamChatResponseSchema, {
-              part: { case: "textDelta", value: { text } },
-            });
-          }
-        },
-      }),
-  }),
-);
+const handler = connectNodeAdapter({
+  routes: (router) =>
+    router.service(ChatService, {
+      async chat(message, { signal }) {
+        let content = "";
+        for await (const text of tokens(message, signal)) content += text;
+        return create(ChatResponseSchema, { message: { role: "assistant", content } });
+      },
+      async *streamChat(message, { signal }) {
+        for await (const text of tokens(message, signal)) {
+          yield create(StreamChatResponseSchema, {
+            part: { case: "textDelta", value: { text } },
+          });
+        }
+      },
+    }),
+});
+const server = process.env.HTTP === "1" ? createHttp1Server(handler) : createHttp2Server(handler);
 server.listen(0, "127.0.0.1", () => {
   const address = server.address();
   if (typeof address === "object" && address !== null)

@@ -8,6 +8,8 @@ import {
   engineStream,
   grpcCall,
   grpcStream,
+  http1Call,
+  http1Stream,
   jsonCall,
   jsonStream,
   type Wire,
@@ -80,14 +82,14 @@ export function targetLines(results: Results, coldStartsMs: readonly number[]): 
   };
   const rss = results.values(streams50, "product", grpcStream.name, (run) => run.rssMb);
   return [
-    ...[grpcStream, jsonStream, binaryStream, webStream].map((wire) =>
+    ...[grpcStream, jsonStream, binaryStream, webStream, http1Stream].map((wire) =>
       ofPlain(streams50, wire, targets.streamOfPlain),
     ),
     ofPlain(streams400, grpcStream, targets.streamOfPlain),
     ofPlain(streams1000, grpcStream, targets.streamOfPlain),
     ...[streams50, streams400, streams1000].flatMap(ofNginx),
     ofPlain(saturated, grpcStream, targets.saturatedOfPlain),
-    ...[jsonCall, grpcCall, binaryCall, webCall].map((wire) =>
+    ...[jsonCall, grpcCall, binaryCall, webCall, http1Call].map((wire) =>
       ofPlain(calls10, wire, targets.callOfPlain),
     ),
     addedWait(50, targets.firstTokenMsP50),

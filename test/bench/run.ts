@@ -30,6 +30,8 @@ import {
   engineStream,
   grpcCall,
   grpcStream,
+  http1Call,
+  http1Stream,
   jsonCall,
   jsonStream,
   type Wire,
@@ -69,7 +71,7 @@ const plan: readonly {
   {
     load: streams50,
     repeated: [...outside, ...both(grpcStream), ...both(jsonStream)],
-    once: [...both(binaryStream), ...both(webStream)],
+    once: [...both(binaryStream), ...both(webStream), ...both(http1Stream)],
   },
   { load: streams400, repeated: [...outside, ...both(grpcStream)] },
   { load: streams1000, repeated: [], once: [...outside, ...both(grpcStream)] },
@@ -77,7 +79,7 @@ const plan: readonly {
   {
     load: calls10,
     repeated: [...outside, ...[jsonCall, grpcCall, binaryCall, webCall].flatMap(both)],
-    once: [["product", aliasCall]],
+    once: [...both(http1Call), ["product", aliasCall]],
   },
   { load: calls64, repeated: [], once: [...outside, ...both(jsonCall), [twoProcesses, jsonCall]] },
 ];

@@ -5,7 +5,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Readable } from "node:stream";
 import packageJson from "../../package.json" with { type: "json" };
-import { key } from "./wires.ts";
+import { key, type Wire } from "./wires.ts";
 
 export interface Running extends AsyncDisposable {
   readonly url: string;
@@ -19,8 +19,9 @@ export function startEngine(tokensPerSecond: number): Promise<Running> {
   return startNode("engine.ts", { RATE: String(tokensPerSecond) });
 }
 
-export function startPlainHandler(engine: string): Promise<Running> {
-  return startNode("plain-handler.ts", { VLLM_URL: engine });
+/** It speaks one version of HTTP. */
+export function startPlainHandler(engine: string, http: Wire["http"]): Promise<Running> {
+  return startNode("plain-handler.ts", { VLLM_URL: engine, HTTP: String(http) });
 }
 
 /** The gateway with keys, limits and metering on, and room for every load of the benchmark. */

@@ -112,6 +112,14 @@ export const binaryCall: Wire = {
   isWhole: () => true,
 };
 
+export const http1Stream: Wire = {
+  ...jsonStream,
+  name: "Connect JSON stream, HTTP/1.1",
+  http: 1,
+};
+
+export const http1Call: Wire = { ...jsonCall, name: "Connect JSON call, HTTP/1.1", http: 1 };
+
 export const aliasCall: Wire = {
   name: "POST /v1/chat",
   http: 1,
