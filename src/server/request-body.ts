@@ -103,11 +103,11 @@ export async function readBody(request: NodeRequest, limits: BodyLimits): Promis
 
 /** The whole body, when all of it is here and nobody has read any. */
 function takeBody(request: IncomingMessage): Buffer | undefined {
-  if (!request.complete || request.destroyed || request.readableFlowing !== null) return undefined;
-  return request.read() ?? noBytes;
+  const { headers, readableLength, readableFlowing } = request;
+  // `complete` comes only after whoever waits has run.
+  const isHere = readableLength > 0 && String(readableLength) === headers["content-length"];
+  return isHere && readableFlowing === null ? (request.read() ?? undefined) : undefined;
 }
-
-const noBytes = Buffer.alloc(0);
 
 function tooLong({ bytes }: BodyLimits): ConnectError {
   return new ConnectError(`the message must not exceed ${bytes} bytes`, Code.ResourceExhausted);
