@@ -8,7 +8,14 @@ import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { CallScope, type RunningCalls } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
 import { Http2Stream, stallMs } from "./http2/stream.ts";
-import { cutOff, type NodeRequest, type NodeResponse, writePiece, written } from "./node-http.ts";
+import {
+  cutOff,
+  type NodeRequest,
+  type NodeResponse,
+  unsentBytesMax,
+  writePiece,
+  written,
+} from "./node-http.ts";
 import { readBody } from "./request-body.ts";
 import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
 
@@ -80,9 +87,6 @@ function usualWire({ method, headers }: NodeRequest, isStream: boolean): Wire | 
   if (method !== "POST" || isCompressed !== undefined) return undefined;
   return wireOf(headers["content-type"] ?? "", isStream);
 }
-
-/** What may wait in Node for a slow reader before its stream waits for it. Node's own mark is four times that. */
-const unsentBytesMax = 16 * 1024;
 
 /** The way of a stream's messages to its reader. Its first message sends the head. */
 class Sender implements Disposable {

@@ -14,10 +14,11 @@ import type { Routes } from "../rpc/routes.ts";
 import type { StartTrace } from "../usage/call-trace.ts";
 import { Caller } from "./call-scope.ts";
 import { type DirectCallOptions, runDirect } from "./direct-call.ts";
-import { Http2Stream } from "./http2/stream.ts";
+import { Http2Stream, stallMs } from "./http2/stream.ts";
 import {
   authorityOf,
   cutOff,
+  cutWhenStalled,
   ignoreErrors,
   type NodeHandler,
   type NodeRequest,
@@ -90,6 +91,7 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
         else sendError(request, response, 500, "internal", "internal error");
       })
       .then(() => {
+        cutWhenStalled(response, stallMs);
         if (leftAt !== undefined) call.abortMs = monotonicClock() - leftAt;
       })
       // The handler can end before its last byte is sent, or after its caller is gone: the call ends with the later one.

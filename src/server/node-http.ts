@@ -39,6 +39,21 @@ export function cutOff(response: NodeResponse): void {
   else response.socket?.destroy();
 }
 
+/** What may wait in Node for a slow reader before anybody takes notice. Node's own mark is four times that. */
+export const unsentBytesMax = 16 * 1024;
+
+/**
+ * Of an answer that is complete: cuts the connection when its reader has taken nothing of the rest for `limitMs`. HTTP/2 does so
+ * by itself.
+ */
+export function cutWhenStalled(response: NodeResponse, limitMs: number): void {
+  if (response instanceof Http2Stream || response.writableLength < unsentBytesMax) return;
+  // Node's timer begins anew while the kernel takes some of a large write.
+  response.setTimeout(limitMs, () => cutOff(response));
+  // It is the connection's, and would hold for what comes next on it.
+  response.prependOnceListener("finish", () => response.setTimeout(0));
+}
+
 /**
  * Resolves when the response takes more bytes. Rejects when the connection is lost, or when its reader has taken nothing
  * for `limitMs`: the connection is then cut, as nothing can be told to a reader that does not read.
