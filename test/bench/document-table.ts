@@ -12,7 +12,7 @@ import {
 } from "./loads.ts";
 import type { Run } from "./measure.ts";
 import { median, type Results, type SubjectName } from "./results.ts";
-import { engineStream, grpcStream, jsonCall, jsonStream, type Wire } from "./wires.ts";
+import { engineStream, grpcStream, http1Stream, jsonCall, jsonStream, type Wire } from "./wires.ts";
 
 type Language = "en" | "fr";
 type Texts = Readonly<Record<Language, string>>;
@@ -75,6 +75,12 @@ export function documentTable(
     values(
       { en: "50 Connect JSON streams × 100/s", fr: "50 flux Connect JSON × 100/s" },
       [streams50, jsonStream],
+      cpuOfToken,
+      1,
+    ),
+    values(
+      { en: "The same over HTTP/1.1", fr: "De même, sur HTTP/1.1" },
+      [streams50, http1Stream],
       cpuOfToken,
       1,
     ),
