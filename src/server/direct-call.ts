@@ -109,7 +109,7 @@ class Sender implements Disposable {
   /** Resolves at once as long as the reader keeps up. */
   send(message: Buffer): Promise<void> | undefined {
     this.#silence.touch();
-    if (this.#response.writableLength >= unsentBytesMax)
+    if (this.hasBegun && this.#response.writableLength >= unsentBytesMax)
       return written(this.#response, message, stallMs);
     this.#write(message);
     return undefined;
