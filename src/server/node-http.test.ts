@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { createServer, type ServerResponse } from "node:http";
-import { connect, type Socket } from "node:net";
+import { connect } from "node:net";
 import { describe, expect, it } from "vitest";
 import { cutWhenStalled } from "./node-http.ts";
 
@@ -60,7 +60,7 @@ async function ask() {
   await once(server, "listening");
   const address = server.address();
   if (address === null || typeof address === "string") throw new Error("there is no port");
-  const client: Socket = connect(address.port, "127.0.0.1");
+  const client = connect(address.port, "127.0.0.1");
   client.on("error", () => undefined);
   client.write(requestHead("/"));
   const response = await answering.promise;

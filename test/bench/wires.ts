@@ -120,14 +120,7 @@ export const http1Stream: Wire = {
 
 export const http1Call: Wire = { ...jsonCall, name: "Connect JSON call, HTTP/1.1", http: 1 };
 
-export const aliasCall: Wire = {
-  name: "POST /v1/chat",
-  http: 1,
-  path: "/v1/chat",
-  contentType: "application/json",
-  body: toJson,
-  isWhole: hasJsonEnd,
-};
+export const aliasCall: Wire = { ...http1Call, name: "POST /v1/chat", path: "/v1/chat" };
 
 /** The engine's own: what nginx passes on, and what the gateway asks for. */
 export const engineStream: Wire = {
