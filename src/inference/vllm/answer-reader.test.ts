@@ -91,6 +91,44 @@ describe("AnswerReader reads what vLLM 0.32 said", () => {
   });
 });
 
+it("keeps the order of what one read brings, however it is written", () => {
+  const long = "é".repeat(20_000);
+  const usual = (text: string) => delta({ content: text });
+  const events = [
+    ...["un ", "deux ", "trois "].map(usual),
+    delta({ reasoning: "hm " }),
+    delta({ reasoning: "oui " }),
+    usual("quatre\n"),
+    usual("cinq "),
+    { ...usual("six "), x: [1] },
+    usual("sept "),
+    usual(long),
+    usual("x".repeat(16_000)),
+    usual("y".repeat(1000)),
+    delta({ tool_calls: [{ index: 0, id: "a", function: { name: "f", arguments: "{}" } }] }),
+    usual("fin"),
+  ];
+  const once = readEvents(usual("d"), delta({ reasoning: "d" }), ...events, stop, "[DONE]");
+  const each = read(
+    [usual("d"), delta({ reasoning: "d" }), ...events, stop, "[DONE]"].map((one) => toBytes(one)),
+  );
+  expect(once.error).toBeUndefined();
+  expect(once).toEqual(each);
+  expect(once.parts).toEqual([
+    { type: "text-delta", text: "d" },
+    { type: "reasoning-delta", text: "d" },
+    { type: "text-delta", text: "un deux trois " },
+    { type: "reasoning-delta", text: "hm oui " },
+    {
+      type: "text-delta",
+      text: `quatre\ncinq six sept ${long}${"x".repeat(16_000)}${"y".repeat(1000)}`,
+    },
+    { type: "tool-call-delta", index: 0, id: "a", name: "f", arguments: "{}" },
+    { type: "text-delta", text: "fin" },
+    { type: "end", finishReason: "tool-calls" },
+  ]);
+});
+
 describe("AnswerReader reads the shapes of other versions", () => {
   it.each([
     ["reasoning", { reasoning: "hm" }],

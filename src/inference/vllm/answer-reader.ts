@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { AppError } from "../../errors.ts";
 import { SseDecoder } from "../../lib/sse.ts";
 import { type FinishReason, noUsage, type Usage } from "../engine.ts";
-import type { ChunkShapes } from "./chunk-shapes.ts";
+import type { ChunkShapes, Said } from "./chunk-shapes.ts";
 import { corrupt } from "./errors.ts";
 import { unreadable } from "./json.ts";
 import { type ChunkSink, parseChunk } from "./parse-chunk.ts";
@@ -25,6 +25,7 @@ export class AnswerReader implements ChunkSink {
   readonly #shapes: ChunkShapes;
   #bytesLeft: number;
   #shapesLeft = SHAPES_PER_ANSWER;
+  #gatheredType: Said["type"] = "text-delta";
   readonly #usage = { ...noUsage };
   #finishReason: FinishReason | undefined;
 
@@ -51,15 +52,19 @@ export class AnswerReader implements ChunkSink {
     if (this.#bytesLeft < 0) throw corrupt(TOO_LONG, "too many bytes");
     const decoder = this.#decoder;
     let at = start;
-    while (at < end) {
-      const next = decoder.isBetweenEvents ? this.#shapes.match(bytes, at, end) : -1;
-      if (next === -1) at = this.#decode(bytes, at, end);
-      else {
-        decoder.passEvent();
-        this.#countEvent();
-        this.#onKnownEvent();
-        at = next;
+    try {
+      while (at < end) {
+        const next = decoder.isBetweenEvents ? this.#shapes.match(bytes, at, end) : -1;
+        if (next === -1) at = this.#decode(bytes, at, end);
+        else {
+          decoder.passEvent();
+          this.#countEvent();
+          this.#onKnownEvent(bytes);
+          at = next;
+        }
       }
+    } finally {
+      this.#pushText();
     }
   }
 
@@ -80,8 +85,8 @@ export class AnswerReader implements ChunkSink {
   #onEvent(data: string): void {
     this.#countEvent();
     if (data === "[DONE]") this.#onDone();
-    else if (this.#matches(data)) this.#onKnownEvent();
-    else {
+    else if (!this.#onLikelyEvent(data)) {
+      this.#pushText();
       parseChunk(data, this.usage, this);
       if (this.#shapesLeft === 0) return;
       this.#shapesLeft -= 1;
@@ -89,23 +94,49 @@ export class AnswerReader implements ChunkSink {
     }
   }
 
-  /** What was cut, or stood behind a comment, may still be as usual. */
-  #matches(data: string): boolean {
+  /** What was cut, or stood behind a comment, may still be as usual. Whether it was. */
+  #onLikelyEvent(data: string): boolean {
     const event = Buffer.from(`data: ${data}\n\n`);
-    return this.#shapes.match(event, 0, event.length) === event.length;
+    if (this.#shapes.match(event, 0, event.length) !== event.length) return false;
+    this.#onKnownEvent(event);
+    return true;
   }
 
-  #onKnownEvent(): void {
+  #onKnownEvent(bytes: Buffer): void {
     const { said } = this.#shapes;
     const usage = this.#usage;
     if (said.promptTokens >= 0) usage.promptTokens = said.promptTokens;
     if (said.completionTokens >= 0) usage.completionTokens = said.completionTokens;
     if (said.cachedPromptTokens >= 0) usage.cachedPromptTokens = said.cachedPromptTokens;
-    if (said.text !== "") this.parts.pushText(said.type, said.text);
+    if (said.textEnd > said.textStart) {
+      this.#gatherText(said.type, bytes, said.textStart, said.textEnd);
+    } else if (said.escapedText !== "") {
+      this.#pushText();
+      this.parts.pushText(said.type, said.escapedText);
+    }
     if (said.finishReason !== undefined) this.onFinish(said.finishReason);
   }
 
+  /** Texts that came together become one string: for each, it would cost more than reading its event. */
+  #gatherText(type: Said["type"], bytes: Buffer, start: number, end: number): void {
+    const isFull = gatheredBytes + end - start > gathered.length;
+    if (type !== this.#gatheredType || isFull) this.#pushText();
+    this.#gatheredType = type;
+    if (end - start > gathered.length) {
+      this.parts.pushText(type, bytes.toString("utf8", start, end));
+      return;
+    }
+    for (let at = start; at < end; at += 1) gathered[gatheredBytes++] = bytes[at] ?? 0;
+  }
+
+  #pushText(): void {
+    if (gatheredBytes === 0) return;
+    this.parts.pushText(this.#gatheredType, gathered.toString("utf8", 0, gatheredBytes));
+    gatheredBytes = 0;
+  }
+
   #onDone(): void {
+    this.#pushText();
     if (this.#finishReason === undefined)
       throw corrupt(
         "the engine stopped in the middle of an answer",
@@ -139,6 +170,10 @@ export class AnswerReader implements ChunkSink {
     this.#finishReason = reason === "stop" && this.#calls.size > 0 ? "tool-calls" : reason;
   }
 }
+
+/** The texts of one read that came one behind the other: one for all answers, as each is read without a pause. */
+const gathered = Buffer.allocUnsafeSlow(16 * 1024);
+let gatheredBytes = 0;
 
 const TOO_LONG = "the engine answered more than it was asked for";
 

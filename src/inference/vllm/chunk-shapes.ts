@@ -5,8 +5,11 @@ import { type ChunkSink, parseChunk } from "./parse-chunk.ts";
 /** What an event of a known shape says. A count is -1 where the event has none. */
 export interface Said extends Mutable<Usage> {
   type: "text-delta" | "reasoning-delta";
-  /** Empty where there is none; always well-formed Unicode. */
-  text: string;
+  /** Where in the bytes its text lies, as it is; both are the same where there is none. */
+  textStart: number;
+  textEnd: number;
+  /** The text, when it is written with escapes: always well-formed Unicode. */
+  escapedText: string;
   finishReason: FinishReason | undefined;
 }
 
@@ -16,7 +19,21 @@ const absent = -1;
 const noCounts = { promptTokens: absent, completionTokens: absent, cachedPromptTokens: absent };
 
 function nothingSaid(): Said {
-  return { type: "text-delta", text: "", finishReason: undefined, ...noCounts };
+  return {
+    type: "text-delta",
+    textStart: 0,
+    textEnd: 0,
+    escapedText: "",
+    finishReason: undefined,
+    ...noCounts,
+  };
+}
+
+/** What JSON's own parser makes of an event. */
+interface Parsed extends Mutable<Usage> {
+  type: Said["type"];
+  text: string;
+  finishReason: FinishReason | undefined;
 }
 
 /**
@@ -61,14 +78,14 @@ export class ChunkShapes {
 }
 
 /** Text that is the same in every event of a shape, and what comes after it: `id`, `text`, or the name of a count. */
-interface Part<Text> {
-  readonly text: Text;
+interface Part {
+  readonly text: string;
   /** Absent at the end. */
   readonly hole: string | undefined;
 }
 
 class ChunkShape {
-  readonly #parts: readonly Part<Piece>[];
+  readonly #pieces: readonly Piece[];
   readonly #type: Said["type"];
   readonly #finishReason: FinishReason | undefined;
 
@@ -80,49 +97,62 @@ class ChunkShape {
     const [said, ...others] = probes.map((probe) => hear(parts, probe));
     return said === undefined || others.includes(undefined)
       ? undefined
-      : new ChunkShape(parts, said);
+      : new ChunkShape(parts, said.type, said.finishReason);
   }
 
-  private constructor(parts: readonly Part<string>[], said: Said) {
-    this.#parts = parts.map(({ text, hole }, index) => {
+  private constructor(
+    parts: readonly Part[],
+    type: Said["type"],
+    finishReason: Said["finishReason"],
+  ) {
+    this.#pieces = parts.map(({ text, hole }, index) => {
       const begin = index === 0 ? "data: " : "";
       const end = hole === undefined ? "\n\n" : "";
-      return { text: new Piece(begin + text + end), hole };
+      return new Piece(begin + text + end, holeKinds[hole ?? ""] ?? OTHER_COUNT);
     });
-    this.#type = said.type;
-    this.#finishReason = said.finishReason;
+    this.#type = type;
+    this.#finishReason = finishReason;
   }
 
   /** As of `ChunkShapes`. Says nothing when it does not match. */
   match(bytes: Buffer, start: number, end: number, said: Said): number {
-    let text = "";
+    const view = viewOf(bytes);
+    let textStart = 0;
+    let textEnd = 0;
+    let escapedText = "";
     let promptTokens = absent;
     let completionTokens = absent;
     let cachedPromptTokens = absent;
     let at = start;
-    for (const { text: piece, hole } of this.#parts) {
-      const from = piece.skip(bytes, at, end);
+    for (const piece of this.#pieces) {
+      const from = piece.skip(bytes, view, at, end);
       if (from === -1) return -1;
-      at = from;
-      if (hole === "text") {
-        at = skipText(bytes, from, end);
-        if (at > from) text = bytes.toString("utf8", from, at);
-      } else if (hole === "id") at = skipId(bytes, from, end);
-      else if (hole !== undefined) {
+      const { hole } = piece;
+      if (hole === END) at = from;
+      else if (hole === TEXT) {
+        at = skipPlainText(bytes, from, end);
+        if (bytes[at] === BACKSLASH) {
+          at = skipText(bytes, at, end);
+          const text = at === -1 ? undefined : unescaped(bytes.toString("utf8", from, at));
+          if (text === undefined) return -1;
+          escapedText = text;
+        } else {
+          textStart = from;
+          textEnd = at;
+        }
+      } else if (hole === ID) at = skipId(bytes, from, end);
+      else {
         at = skipCount(bytes, from, end);
-        if (hole === "completion_tokens") completionTokens = toCount(bytes, from, at);
-        else if (hole === "prompt_tokens") promptTokens = toCount(bytes, from, at);
-        else if (hole === "cached_tokens") cachedPromptTokens = toCount(bytes, from, at);
+        if (hole === COMPLETION_TOKENS) completionTokens = toCount(bytes, from, at);
+        else if (hole === PROMPT_TOKENS) promptTokens = toCount(bytes, from, at);
+        else if (hole === CACHED_TOKENS) cachedPromptTokens = toCount(bytes, from, at);
       }
       if (at === -1) return -1;
     }
-    if (text.includes("\\")) {
-      const whole = unescaped(text);
-      if (whole === undefined) return -1;
-      text = whole;
-    }
     said.type = this.#type;
-    said.text = text;
+    said.textStart = textStart;
+    said.textEnd = textEnd;
+    said.escapedText = escapedText;
     said.finishReason = this.#finishReason;
     said.promptTokens = promptTokens;
     said.completionTokens = completionTokens;
@@ -131,8 +161,26 @@ class ChunkShape {
   }
 }
 
-function toParts(data: string): Part<string>[] {
-  const parts: Part<string>[] = [];
+/** What comes after a piece, as a number, which is compared faster than its name. */
+const END = 0;
+const TEXT = 1;
+const ID = 2;
+const PROMPT_TOKENS = 3;
+const COMPLETION_TOKENS = 4;
+const CACHED_TOKENS = 5;
+const OTHER_COUNT = 6;
+
+const holeKinds: Readonly<Record<string, number>> = {
+  "": END,
+  text: TEXT,
+  id: ID,
+  prompt_tokens: PROMPT_TOKENS,
+  completion_tokens: COMPLETION_TOKENS,
+  cached_tokens: CACHED_TOKENS,
+};
+
+function toParts(data: string): Part[] {
+  const parts: Part[] = [];
   let at = 0;
   for (const match of data.matchAll(holesPattern)) {
     const { id, text, name, count } = match.groups ?? {};
@@ -146,12 +194,14 @@ function toParts(data: string): Part<string>[] {
   return parts;
 }
 
-/** Bytes to be compared with others, a word at a time. */
+/** Bytes to be compared with others, a word at a time, and what comes after them. */
 class Piece {
+  readonly hole: number;
   readonly #bytes: Buffer;
   readonly #words: readonly number[];
 
-  constructor(text: string) {
+  constructor(text: string, hole: number) {
+    this.hole = hole;
     this.#bytes = Buffer.from(text);
     const words = Math.floor(this.#bytes.length / WORD_BYTES);
     this.#words = Array.from({ length: words }, (_, index) =>
@@ -160,10 +210,9 @@ class Piece {
   }
 
   /** Where these bytes end when they begin at `at`; -1 when others do. */
-  skip(bytes: Buffer, at: number, end: number): number {
+  skip(bytes: Buffer, view: DataView, at: number, end: number): number {
     const next = at + this.#bytes.length;
     if (next > end) return -1;
-    const view = viewOf(bytes);
     const words = this.#words;
     let from = at;
     for (let index = 0; index < words.length; index += 1) {
@@ -224,7 +273,7 @@ const probes: readonly Probe[] = [
 ];
 
 /** What an event says with these things in its holes, when it is they that it says, and nothing else. */
-function hear(parts: readonly Part<string>[], probe: Probe): Said | undefined {
+function hear(parts: readonly Part[], probe: Probe): Parsed | undefined {
   const said = listen(parts.map(({ text, hole = "" }) => text + (probe[hole] ?? "")).join(""));
   if (said === undefined) return undefined;
   const has = (name: string, value: string | number, nothing: string | number) =>
@@ -238,8 +287,8 @@ function hear(parts: readonly Part<string>[], probe: Probe): Said | undefined {
 }
 
 /** What an event says, when that is no more than one text, an end and usage. */
-function listen(event: string): Said | undefined {
-  const said = nothingSaid();
+function listen(event: string): Parsed | undefined {
+  const said: Parsed = { type: "text-delta", text: "", finishReason: undefined, ...noCounts };
   let texts = 0;
   let isUsual = true;
   const sink: ChunkSink = {
@@ -261,6 +310,16 @@ function listen(event: string): Said | undefined {
     return undefined;
   }
   return isUsual && texts <= 1 ? said : undefined;
+}
+
+/** Where the text ends that begins at `at`, or its first escape begins, or what no text has. */
+function skipPlainText(bytes: Buffer, at: number, end: number): number {
+  let next = at;
+  for (; next < end; next += 1) {
+    const byte = bytes[next] ?? 0;
+    if (byte === QUOTE || byte === BACKSLASH || byte < SPACE) break;
+  }
+  return next;
 }
 
 /** Where the text ends that begins at `at`: at the quote behind it. -1 when JSON has no such text. */
