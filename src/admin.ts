@@ -2,7 +2,7 @@ import type { Config } from "./config.ts";
 import type { Events } from "./events.ts";
 import { type ProcessStates, processReadings } from "./prometheus/readings.ts";
 import { contentType, readingsText } from "./prometheus/text-format.ts";
-import type { AdminServer } from "./server/admin-server.ts";
+import { type AdminServer, openAdminServer } from "./server/admin-server.ts";
 import type { OwnShared } from "./shared.ts";
 import { type Activity, watchVitals } from "./usage/vitals.ts";
 
@@ -26,8 +26,6 @@ export async function openAdmin(
     const vitals = new Map([["primary", own.read(activity?.())], ...(others?.vitals ?? [])]);
     return { vitals, restarts: others?.restarts ?? 0 };
   };
-  // With node:http, which takes longer to load than all else that the primary needs.
-  const { openAdminServer } = await import("./server/admin-server.ts");
   const server = resources.use(
     await openAdminServer({
       ...config.admin,

@@ -1,7 +1,7 @@
 import { connect } from "node:net";
 import { text } from "node:stream/consumers";
 import { describe, expect, it } from "vitest";
-import { eventually } from "../../test/support/eventually.ts";
+import { askHttp2, openHttp2 } from "../../test/support/raw-http2.ts";
 import { ConfigError } from "../errors.ts";
 import { Secret } from "../lib/secret.ts";
 import { type AdminOptions, openAdminServer } from "./admin-server.ts";
@@ -62,17 +62,13 @@ describe("openAdminServer", () => {
       return { contentType: "text/plain", text: `${reads}` };
     };
     await using server = await open({ metrics });
-    const socket = connect(Number(new URL(server.url).port), "127.0.0.1");
-    const ask = "GET /metrics HTTP/1.1\r\nhost: x\r\n";
-    // In one piece: all three are there before the first is answered.
-    socket.write(`${ask}\r\n${ask}\r\n${ask}connection: close\r\n\r\n`);
-    await eventually("the metrics are read", () => reads > 0);
+    // Over HTTP/2: all three are there before the first is answered.
+    using session = openHttp2(server.url);
+    const asked = [1, 2, 3].map(() => askHttp2(session, { ":method": "GET", ":path": "/metrics" }));
+    await new Promise((answered) => session.ping(answered));
     resolve();
-    expect((await text(socket)).match(/\r\n\r\n\d/g)).toEqual([
-      "\r\n\r\n1",
-      "\r\n\r\n1",
-      "\r\n\r\n1",
-    ]);
+    const texts = (await Promise.all(asked)).map(({ body }) => body.toString());
+    expect(texts).toEqual(["1", "1", "1"]);
     expect(await (await fetch(`${server.url}/metrics`)).text()).toBe("2");
   });
 

@@ -1,9 +1,9 @@
 import { hash, timingSafeEqual } from "node:crypto";
-import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import { ConfigError } from "../errors.ts";
 import type { Secret } from "../lib/secret.ts";
-import { closeUnread, sendJson } from "./node-http.ts";
-import { headerBytesMax } from "./request-guard.ts";
+import { closeUnread, sendJson } from "./http-answer.ts";
+import type { HttpStream } from "./http-stream.ts";
+import { createListener } from "./listener.ts";
 
 /** The port for operators: `/metrics`, and nothing that a caller of the service could want. */
 export interface AdminServer extends AsyncDisposable {
@@ -25,46 +25,29 @@ export interface AdminOptions {
 
 /** A Prometheus or two, and a person. */
 const connectionsMax = 32;
-const headersMs = 5000;
-/** Milliseconds without a byte: longer than scrapes are usually apart. */
-const idleMs = 65_000;
 
 /** Listens. Throws ConfigError when the address cannot be had. Disposing it cuts what is still open. */
 export async function openAdminServer(options: AdminOptions): Promise<AdminServer> {
   const handle = createAdminHandler(options);
-  const server = createServer(
-    {
-      maxHeaderSize: headerBytesMax,
-      headersTimeout: headersMs,
-      requestTimeout: headersMs,
-      keepAliveTimeout: idleMs,
-    },
-    (request, response) => {
-      handle(request, response).catch((error) => {
-        options.onError(error);
-        sendJson(request, response, 500, { code: "internal", message: "internal error" });
+  const { host, port, onError } = options;
+  const listener = createListener({
+    tls: undefined,
+    connectionsMax,
+    onBug: onError,
+    handler(stream) {
+      handle(stream).catch((error) => {
+        onError(error);
+        sendJson(stream, 500, { code: "internal", message: "internal error" });
       });
     },
-  );
-  server.maxConnections = connectionsMax;
-  server.setTimeout(idleMs);
-  const { host, port } = options;
-  await new Promise<void>((resolve, reject) => {
-    server.once("error", (error) => {
-      const why = "code" in error ? error.code : error.message;
-      reject(new ConfigError([`ADMIN_PORT ${port} on ${host} cannot be listened on: ${why}`]));
-    });
-    server.listen(port, host, () => resolve());
   });
-  const address = server.address();
-  if (address === null || typeof address === "string") throw new Error("there is no port");
+  const address = await listener.listen(host, port).catch((error) => {
+    const why = "code" in error ? error.code : error.message;
+    throw new ConfigError([`ADMIN_PORT ${port} on ${host} cannot be listened on: ${why}`]);
+  });
   return {
     url: `http://${host.includes(":") ? `[${host}]` : host}:${address.port}`,
-    async [Symbol.asyncDispose]() {
-      const closed = new Promise((resolve) => server.close(resolve));
-      server.closeAllConnections();
-      await closed;
-    },
+    [Symbol.asyncDispose]: () => listener.close(),
   };
 }
 
@@ -78,25 +61,26 @@ function createAdminHandler({ key, metrics }: AdminOptions) {
     return running;
   };
 
-  return async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
+  return async (stream: HttpStream): Promise<void> => {
     const refuse = (status: number, code: string, message: string) =>
-      sendJson(request, response, status, { code, message });
-    if (!mayRead(request.headers.authorization)) {
-      response.setHeader("www-authenticate", "Bearer");
+      sendJson(stream, status, { code, message });
+    if (!mayRead(stream.headers.authorization)) {
+      stream.setHeader("www-authenticate", "Bearer");
       return refuse(401, "unauthenticated", "the admin key is needed, as Authorization: Bearer");
     }
-    if (request.url?.split("?", 1)[0] !== "/metrics") {
+    if (stream.url.split("?", 1)[0] !== "/metrics") {
       return refuse(404, "not_found", "there is only /metrics");
     }
-    if (request.method !== "GET" && request.method !== "HEAD") {
-      response.setHeader("allow", "GET, HEAD");
+    if (stream.method !== "GET" && stream.method !== "HEAD") {
+      stream.setHeader("allow", "GET, HEAD");
       return refuse(405, "invalid_argument", "send GET or HEAD");
     }
     const { contentType, text } = await readOnce();
     const body = Buffer.from(text);
-    closeUnread(request, response);
-    response.writeHead(200, { "content-type": contentType, "content-length": body.length });
-    response.end(request.method === "HEAD" ? undefined : body);
+    closeUnread(stream);
+    stream.setHeader("content-type", contentType);
+    stream.setHeader("content-length", body.length);
+    stream.end(stream.method === "HEAD" ? undefined : body);
   };
 }
 

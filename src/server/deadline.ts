@@ -1,4 +1,4 @@
-import type { IncomingHttpHeaders } from "node:http";
+import type { Fields } from "./http-fields.ts";
 
 const connectHeader = "connect-timeout-ms";
 const grpcHeader = "grpc-timeout";
@@ -29,7 +29,7 @@ export interface Deadline {
  * A malformed value stays as it is: Connect refuses it with the right status for its protocol.
  */
 export function boundDeadline(
-  headers: IncomingHttpHeaders,
+  headers: Fields,
   { defaultMs, maxMs }: { readonly defaultMs: number; readonly maxMs: number },
 ): Deadline {
   const isGrpc = /^application\/grpc/i.test(headers["content-type"] ?? "");

@@ -7,15 +7,8 @@ import { recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes, type Wire, type WireEnd, wireOf } from "../rpc/wire.ts";
 import { CallScope, type RunningCalls } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
-import { Http2Stream, stallMs } from "./http2/stream.ts";
-import {
-  cutOff,
-  type NodeRequest,
-  type NodeResponse,
-  unsentBytesMax,
-  writePiece,
-  written,
-} from "./node-http.ts";
+import { written } from "./http-answer.ts";
+import { type HttpStream, stallMs, unsentBytesMax } from "./http-stream.ts";
 import { readBody } from "./request-body.ts";
 import { type HttpExchange, type RpcAdapterOptions, runRpc } from "./rpc-adapter.ts";
 
@@ -30,8 +23,8 @@ export interface DirectCallOptions extends RpcAdapterOptions {
  * Runs one call of a direct method: the streaming path, from the request's bytes to the answer's. Whatever is unusual is
  * handed to Connect (`runRpc`), with the body that was read, or with the error that it has to write.
  *
- * A message goes out as soon as its part is there: HTTP/2 sends what one turn of the event loop has written together, the
- * first part at once.
+ * A message goes out as soon as its part is there: what one turn of the event loop has written is sent together, the first
+ * part at once.
  * A reader that does not take it is waited for, so that the engine's stream is not read on.
  *
  * Resolves when the answer is sent or the caller is gone.
@@ -43,9 +36,9 @@ export async function runDirect(
   exchange: HttpExchange,
   options: DirectCallOptions,
 ): Promise<void> {
-  const { request, response, caller } = exchange;
-  const wire = usualWire(request, handler.method.methodKind === "server_streaming");
-  const deadline = boundDeadline(request.headers, options.deadline);
+  const { stream, caller } = exchange;
+  const wire = usualWire(stream, handler.method.methodKind === "server_streaming");
+  const deadline = boundDeadline(stream.headers, options.deadline);
   const isUsual = deadline.isValid && deadline.ms >= 1 && call.refusal === undefined;
   if (wire === undefined || !isUsual) return runRpc(handler, call, exchange, options);
 
@@ -54,25 +47,25 @@ export async function runDirect(
   const { signal } = scope;
   try {
     const bytes = options.bodyBytesMax + envelopeBytes;
-    const body = await readBody(request, { bytes, ms: deadline.ms, signal });
+    const body = await readBody(stream, { bytes, ms: deadline.ms, signal });
     const asked = method.open(wire, body);
     if (asked === undefined) return await runRpc(handler, call, { ...exchange, body }, options);
     call.dispatched = true;
     if (asked.isStream) {
-      using sender = new Sender(wire, response, asked.heartbeat, options.heartbeatMs);
+      using sender = new Sender(wire, stream, asked.heartbeat, options.heartbeatMs);
       await sendStream(asked.answer({ call, signal }), sender, call, exchange);
     } else {
       const message = await asked.answer({ call, signal });
       // As Connect does, and so that a client over HTTP/1.1 gets it in one piece.
-      if (!wire.isEnveloped) response.setHeader("content-length", message.length);
-      writeWireHead(response, wire);
-      end(response, wire.end(), message);
+      if (!wire.isEnveloped) stream.setHeader("content-length", message.length);
+      writeWireHead(stream, wire);
+      end(stream, wire.end(), message);
     }
   } catch (error) {
-    if (caller.hasLeft || response.headersSent) {
+    if (caller.hasLeft || stream.headersSent) {
       // A lost connection, or a bug: nothing more can be said.
       if (!caller.hasLeft) recordOutcome(call, error);
-      cutOff(response);
+      stream.destroy();
       return;
     }
     call.refusal = recordOutcome(call, error);
@@ -81,7 +74,7 @@ export async function runDirect(
 }
 
 /** The wire of a request that a direct method may answer. */
-function usualWire({ method, headers }: NodeRequest, isStream: boolean): Wire | undefined {
+function usualWire({ method, headers }: HttpStream, isStream: boolean): Wire | undefined {
   const isCompressed =
     headers["content-encoding"] ?? headers["grpc-encoding"] ?? headers["connect-content-encoding"];
   if (method !== "POST" || isCompressed !== undefined) return undefined;
@@ -92,16 +85,16 @@ function usualWire({ method, headers }: NodeRequest, isStream: boolean): Wire | 
 class Sender implements Disposable {
   hasBegun = false;
   readonly #wire: Wire;
-  readonly #response: NodeResponse;
+  readonly #stream: HttpStream;
   readonly #silence: StallTimer;
 
-  constructor(wire: Wire, response: NodeResponse, heartbeat: Buffer, heartbeatMs: number) {
+  constructor(wire: Wire, stream: HttpStream, heartbeat: Buffer, heartbeatMs: number) {
     this.#wire = wire;
-    this.#response = response;
+    this.#stream = stream;
     this.#silence = new StallTimer(heartbeatMs, () => {
       this.#silence.restart(heartbeatMs);
       // A reader who has not taken the last message knows that there is more.
-      if (this.#response.writableLength > 0 || this.#response.destroyed) return;
+      if (this.#stream.writableLength > 0 || this.#stream.destroyed) return;
       this.#write(heartbeat);
     });
   }
@@ -109,21 +102,21 @@ class Sender implements Disposable {
   /** Resolves at once as long as the reader keeps up. */
   send(message: Buffer): Promise<void> | undefined {
     this.#silence.touch();
-    if (this.hasBegun && this.#response.writableLength >= unsentBytesMax)
-      return written(this.#response, message, stallMs);
+    if (this.hasBegun && this.#stream.writableLength >= unsentBytesMax)
+      return written(this.#stream, message, stallMs);
     this.#write(message);
     return undefined;
   }
 
   /** A token that somebody waits for does not wait for what else a busy turn has to do: 0.2 ms at 400 streams. */
   flush(): void {
-    if (this.#response instanceof Http2Stream) this.#response.flush();
+    this.#stream.flush();
   }
 
   /** Ends the answer. */
   end(error?: ConnectError): void {
     this.#begin();
-    end(this.#response, this.#wire.end(error));
+    end(this.#stream, this.#wire.end(error));
   }
 
   [Symbol.dispose](): void {
@@ -131,18 +124,14 @@ class Sender implements Disposable {
   }
 
   #write(message: Buffer): void {
-    if (this.hasBegun) {
-      writePiece(this.#response, message);
-      return;
-    }
     this.#begin();
-    this.#response.write(message);
+    this.#stream.write(message);
   }
 
   #begin(): void {
     if (this.hasBegun) return;
     this.hasBegun = true;
-    writeWireHead(this.#response, this.#wire);
+    writeWireHead(this.#stream, this.#wire);
   }
 }
 
@@ -170,13 +159,13 @@ async function sendStream(
   }
 }
 
-function writeWireHead(response: NodeResponse, { contentType }: Wire): void {
-  response.setHeader("content-type", contentType);
-  response.writeHead(200);
+function writeWireHead(stream: HttpStream, { contentType }: Wire): void {
+  stream.setHeader("content-type", contentType);
+  stream.writeHead(200);
 }
 
-function end(response: NodeResponse, { bytes, trailers }: WireEnd, message?: Buffer): void {
-  if (trailers !== undefined) response.addTrailers(trailers);
+function end(stream: HttpStream, { bytes, trailers }: WireEnd, message?: Buffer): void {
+  if (trailers !== undefined) stream.addTrailers(trailers);
   const isOne = message === undefined || bytes === undefined;
-  response.end(isOne ? (message ?? bytes) : Buffer.concat([message, bytes]));
+  stream.end(isOne ? (message ?? bytes) : Buffer.concat([message, bytes]));
 }

@@ -14,19 +14,8 @@ import type { Routes } from "../rpc/routes.ts";
 import type { StartTrace } from "../usage/call-trace.ts";
 import { Caller } from "./call-scope.ts";
 import { type DirectCallOptions, runDirect } from "./direct-call.ts";
-import { Http2Stream, stallMs } from "./http2/stream.ts";
-import {
-  authorityOf,
-  cutOff,
-  cutWhenStalled,
-  ignoreErrors,
-  type NodeHandler,
-  type NodeRequest,
-  type NodeResponse,
-  remoteAddressOf,
-  sendJson,
-  whenClosed,
-} from "./node-http.ts";
+import { sendJson, whenClosed } from "./http-answer.ts";
+import type { HttpStream } from "./http-stream.ts";
 import { checkRequestHead, presentedKey } from "./request-guard.ts";
 import { runRpc } from "./rpc-adapter.ts";
 
@@ -59,7 +48,7 @@ export interface HttpHandlerOptions extends DirectCallOptions, Routes {
   readonly onCallStart: () => void;
   /** Called once for each call that ends, and for each request that is refused. */
   readonly onCallEnd: (call: Call, durationMs: number) => void;
-  /** Whether new calls are refused, and HTTP/1.1 connections closed after their answers. */
+  /** Whether new calls are refused. */
   readonly isDraining: () => boolean;
 }
 
@@ -68,30 +57,28 @@ export interface HttpHandlerOptions extends DirectCallOptions, Routes {
  * it, may it call now; then the method runs. A path that does not exist needs a key like every other, so that nobody
  * without one learns which paths exist.
  */
-export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
+export function createHttpHandler(options: HttpHandlerOptions): (stream: HttpStream) => void {
   const targets = toTargets(options);
   const pages = new Map(options.publicPages.map((page) => [page.path, page]));
 
-  return (request, response) => {
-    ignoreErrors(request, response);
-    const call = startCall(request, options);
+  return (stream) => {
+    const call = startCall(stream, options);
     options.onCallStart();
     const caller = new Caller();
-    const closed = whenClosed(response).then(() => {
-      if (response.writableEnded) return;
+    const closed = whenClosed(stream).then(() => {
+      if (stream.writableEnded) return;
       if (call.outcome === "ok") call.outcome = "canceled";
       leftAt = monotonicClock();
       caller.leave();
     });
     let leftAt: number | undefined;
-    void handle(call, request, response, caller)
+    void handle(call, stream, caller)
       .catch((error) => {
         recordOutcome(call, error);
-        if (response.headersSent) cutOff(response);
-        else sendError(request, response, 500, "internal", "internal error");
+        if (stream.headersSent) stream.destroy();
+        else sendError(stream, 500, "internal", "internal error");
       })
       .then(() => {
-        cutWhenStalled(response, stallMs);
         if (leftAt !== undefined) call.abortMs = monotonicClock() - leftAt;
       })
       // The handler can end before its last byte is sent, or after its caller is gone: the call ends with the later one.
@@ -99,69 +86,52 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
       .then(() => options.onCallEnd(call, monotonicClock() - call.startedAt));
   };
 
-  async function handle(
-    call: Call,
-    request: NodeRequest,
-    response: NodeResponse,
-    caller: Caller,
-  ): Promise<void> {
-    response.setHeader("x-request-id", call.id);
-    if (options.isDraining() && !(request instanceof Http2Stream))
-      response.setHeader("connection", "close");
-
-    const url = request.url ?? "";
-    const refusal = checkRequestHead(
-      {
-        url,
-        authority: authorityOf(request),
-        headers: request.headers,
-        tooLarge: request instanceof Http2Stream && request.headersTooLarge,
-      },
-      options.bodyBytesMax,
-    );
+  async function handle(call: Call, stream: HttpStream, caller: Caller): Promise<void> {
+    stream.setHeader("x-request-id", call.id);
+    const { url, method, headers } = stream;
+    const refusal = checkRequestHead(stream, options.bodyBytesMax);
     if (refusal !== undefined) {
       call.outcome = `http_${refusal.status}`;
       const code = refusal.status === 413 ? "resource_exhausted" : "invalid_argument";
-      return sendError(request, response, refusal.status, code, refusal.message);
+      return sendError(stream, refusal.status, code, refusal.message);
     }
 
     const queryAt = url.indexOf("?");
     const path = queryAt === -1 ? url : url.slice(0, queryAt);
-    const isRead = request.method === "GET" || request.method === "HEAD";
+    const isRead = method === "GET" || method === "HEAD";
     const page = isRead ? pages.get(path) : undefined;
     if (page !== undefined) {
       call.rpc = page.path;
       const { status, body } = await page.answer();
-      return sendJson(request, response, status, body);
+      return sendJson(stream, status, body);
     }
 
     const found = targets.get(path);
-    const isMeant = found?.onlyMethod === undefined || found.onlyMethod === request.method;
+    const isMeant = found?.onlyMethod === undefined || found.onlyMethod === method;
     const target = isMeant ? found : undefined;
     if (target !== undefined) call.rpc = target.rpc;
 
-    const runs = target !== undefined && accepts(target.handler, request);
+    const runs = target !== undefined && accepts(target.handler, stream);
     if (target?.isPublic !== true) {
-      const key = presentedKey(request.headers);
+      const key = presentedKey(headers);
       // A connection of HTTP/1.1 that is kept alive can bring another call during a drain: it is refused, and costs nothing.
       const draining = options.isDraining();
       const counts = runs && !draining ? target.counts : "never";
       const access = await options.gate.admit({ id: call.id, key, address: call.address, counts });
       call.counted = counts !== "later" || access.refusal !== undefined;
-      const wanted = request.headers[classHeader];
+      const wanted = headers[classHeader];
       call.client = access.client && inClass(access.client, wanted);
-      if (access.client !== undefined) call.trace = options.startTrace?.(request.headers);
+      if (access.client !== undefined) call.trace = options.startTrace?.(headers);
       call.refusal = access.refusal ?? (draining ? stopping() : undefined) ?? checkClass(wanted);
-      if (access.rate !== undefined) setRateHeaders(response, access.rate);
+      if (access.rate !== undefined) setRateHeaders(stream, access.rate);
       if (access.refusal?.kind === "unauthenticated")
-        response.setHeader("www-authenticate", "Bearer");
+        stream.setHeader("www-authenticate", "Bearer");
     }
 
     if (runs) {
       const { handler, direct } = target;
       const exchange = {
-        request,
-        response,
+        stream,
         path: handler.requestPath + url.slice(path.length),
         caller,
       };
@@ -172,21 +142,21 @@ export function createHttpHandler(options: HttpHandlerOptions): NodeHandler {
     if (call.refusal !== undefined) {
       const error = recordOutcome(call, call.refusal);
       const retryAfter = error.metadata.get("retry-after");
-      if (retryAfter !== null) response.setHeader("retry-after", retryAfter);
+      if (retryAfter !== null) stream.setHeader("retry-after", retryAfter);
       const status = codeToHttpStatus(error.code);
-      return sendError(request, response, status, call.outcome, error.rawMessage);
+      return sendError(stream, status, call.outcome, error.rawMessage);
     }
     if (target !== undefined) {
       const { handler } = target;
-      const isMethod = handler.allowedMethods.includes(request.method ?? "");
+      const isMethod = handler.allowedMethods.includes(method);
       call.outcome = isMethod ? "http_415" : "http_405";
-      response.setHeader("allow", handler.allowedMethods.join(", "));
+      stream.setHeader("allow", handler.allowedMethods.join(", "));
       const message =
         "send POST with Content-Type: application/json, or another type of the protocols served";
-      return sendError(request, response, isMethod ? 415 : 405, "invalid_argument", message);
+      return sendError(stream, isMethod ? 415 : 405, "invalid_argument", message);
     }
     call.outcome = "unimplemented";
-    return sendError(request, response, 404, "unimplemented", "there is no such method");
+    return sendError(stream, 404, "unimplemented", "there is no such method");
   }
 }
 
@@ -228,12 +198,10 @@ function stopping(): AppError {
   return new AppError("unavailable", "the service is stopping: try again", { retryAfterMs: 1000 });
 }
 
-function startCall(request: NodeRequest, options: HttpHandlerOptions): Call {
-  const forwarded = request.headers["x-forwarded-for"];
-  const forwardedFor = Array.isArray(forwarded) ? forwarded.join(",") : forwarded;
+function startCall({ headers, remoteAddress = "" }: HttpStream, options: HttpHandlerOptions): Call {
   return {
     id: randomUUID(),
-    address: options.addressOf(remoteAddressOf(request) ?? "", forwardedFor),
+    address: options.addressOf(remoteAddress, headers["x-forwarded-for"]),
     startedAt: monotonicClock(),
     rpc: "unknown",
     client: undefined,
@@ -251,41 +219,35 @@ function startCall(request: NodeRequest, options: HttpHandlerOptions): Call {
 }
 
 /** Whether the handler will speak one of its protocols, so that a refusal can be told in that protocol. */
-function accepts(handler: UniversalHandler, request: NodeRequest): boolean {
-  if (request.method === "GET") return handler.allowedMethods.includes("GET");
+function accepts(handler: UniversalHandler, { method, headers }: HttpStream): boolean {
+  if (method === "GET") return handler.allowedMethods.includes("GET");
   return (
-    handler.allowedMethods.includes(request.method ?? "") &&
-    handler.supportedContentType(request.headers["content-type"] ?? "")
+    handler.allowedMethods.includes(method) &&
+    handler.supportedContentType(headers["content-type"] ?? "")
   );
 }
 
 /** In which class a caller wants its call to be. */
 const classHeader = "x-formdev-class";
 
-function checkClass(wanted: string | string[] | undefined): AppError | undefined {
+function checkClass(wanted: string | undefined): AppError | undefined {
   if (wanted === undefined || wanted === "interactive" || wanted === "batch") return undefined;
   return new AppError("invalid", `${classHeader} must be interactive or batch`);
 }
 
 /** A call may step back behind those that persons wait for; a client of class batch does not get before them by asking. */
-function inClass(client: Client, wanted: string | string[] | undefined): Client {
+function inClass(client: Client, wanted: string | undefined): Client {
   return wanted === "batch" && client.class !== "batch" ? { ...client, class: "batch" } : client;
 }
 
 /** The field names of the IETF draft on RateLimit headers, version 03, which HTTP clients know. */
-function setRateHeaders(response: NodeResponse, rate: RateStanding): void {
-  response.setHeader("ratelimit-limit", rate.limit);
-  response.setHeader("ratelimit-remaining", rate.remaining);
-  response.setHeader("ratelimit-reset", Math.ceil(rate.resetMs / 1000));
+function setRateHeaders(stream: HttpStream, rate: RateStanding): void {
+  stream.setHeader("ratelimit-limit", rate.limit);
+  stream.setHeader("ratelimit-remaining", rate.remaining);
+  stream.setHeader("ratelimit-reset", Math.ceil(rate.resetMs / 1000));
 }
 
 /** The error body of the Connect protocol, for requests that no protocol handler answers. gRPC clients read the status. */
-function sendError(
-  request: NodeRequest,
-  response: NodeResponse,
-  status: number,
-  code: string,
-  message: string,
-): void {
-  sendJson(request, response, status, { code, message });
+function sendError(stream: HttpStream, status: number, code: string, message: string): void {
+  sendJson(stream, status, { code, message });
 }

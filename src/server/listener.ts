@@ -1,31 +1,25 @@
-import { createServer as createHttp1Server, type ServerOptions } from "node:http";
 import {
   type AddressInfo,
   createServer as createNetServer,
   type Server,
   type Socket,
 } from "node:net";
-import { setTimeout } from "node:timers/promises";
 import { createServer as createTlsServer } from "node:tls";
+import { monotonicClock } from "../lib/clock.ts";
+import type { HttpStream } from "./http-stream.ts";
+import { Http1Session } from "./http1/session.ts";
 import { Http2Session } from "./http2/session.ts";
-import type { Http2Stream } from "./http2/stream.ts";
-import type { NodeHandler } from "./node-http.ts";
 import { routeByPreface } from "./preface.ts";
 import { headerBytesMax } from "./request-guard.ts";
 
-/** Bounds of connections, before any call. Those of HTTP/2 are in http2/session.ts. */
+/** Bounds of connections, before any call. Those of each protocol are with its session. */
 const limits = {
-  /** Connections at once; one more is closed. */
   connections: 10_000,
-  /** Milliseconds for the headers, and for headers and body together. */
-  headersMs: 10_000,
-  requestMs: 60_000,
-  checkIntervalMs: 1000,
-  /** Milliseconds that an HTTP/1.1 connection may idle: longer than nginx keeps its own (60 s), so that it closes first. */
-  keepAliveMs: 65_000,
+  /** Milliseconds for a handshake. */
+  handshakeMs: 10_000,
+  /** Milliseconds between two looks at the time that requests of HTTP/1.1 take. */
+  lookMs: 1000,
 } as const;
-
-const drainPollMs = 50;
 
 /** A certificate chain and its key, PEM. */
 export interface TlsFiles {
@@ -52,34 +46,49 @@ export interface Listener {
 
 export function createListener(options: {
   readonly tls: TlsFiles | undefined;
-  readonly handler: NodeHandler;
+  readonly handler: (stream: HttpStream) => void;
+  /** Connections at once; one more is closed. Default: 10,000. */
+  readonly connectionsMax?: number;
   /** Called with an error that is a bug of ours: its connection is closed, and no other. */
   readonly onBug: (error: unknown) => void;
 }): Listener {
+  const { connectionsMax = limits.connections } = options;
   const sockets = new Set<Socket>();
-  const sessions = new Set<Http2Session>();
+  const http1Sessions = new Set<Http1Session>();
+  const http2Sessions = new Set<Http2Session>();
   let draining = false;
+  let whenEmpty: (() => void) | undefined;
   const track = (socket: Socket) => {
     sockets.add(socket);
-    socket.on("error", ignore).once("close", () => sockets.delete(socket));
+    socket.on("error", ignore).once("close", () => {
+      sockets.delete(socket);
+      if (sockets.size === 0) whenEmpty?.();
+    });
   };
-  const http1 = createHttp1Server(http1Options, options.handler);
-  enforceTimeLimits(http1);
+  const start = <S extends { close(): void }>(sessions: Set<S>, socket: Socket, session: S) => {
+    sessions.add(session);
+    socket.once("close", () => sessions.delete(session));
+    if (draining) session.close();
+  };
+  const sessionOptions = {
+    headerBytesMax,
+    onRequest: options.handler,
+    onBug: options.onBug,
+  };
   const protocols: Protocols = {
-    http1: (socket) => http1.emit("connection", socket),
-    http2(socket) {
-      const onRequest = (stream: Http2Stream) => options.handler(stream, stream);
-      const { onBug } = options;
-      const session = new Http2Session(socket, { headerBytesMax, onRequest, onBug });
-      sessions.add(session);
-      socket.once("close", () => sessions.delete(session));
-      if (draining) session.close();
-    },
+    http1: (socket) => start(http1Sessions, socket, new Http1Session(socket, sessionOptions)),
+    http2: (socket) => start(http2Sessions, socket, new Http2Session(socket, sessionOptions)),
   };
+  const checkTime = () => {
+    const now = monotonicClock();
+    for (const session of http1Sessions) session.checkTime(now);
+  };
+  // After the process was busy, timers run before sockets are read: what came in time may still be waiting there.
+  const look = setInterval(() => setImmediate(checkTime), limits.lookMs).unref();
   const undecided = new Set<Socket>();
   const server =
     options.tls === undefined ? cleartext(protocols, undecided) : encrypted(options.tls, protocols);
-  server.maxConnections = limits.connections;
+  server.maxConnections = connectionsMax;
   server.on("connection", track);
 
   return {
@@ -93,7 +102,7 @@ export function createListener(options: {
       return address;
     },
     take(socket) {
-      if (draining || sockets.size >= limits.connections) socket.destroy();
+      if (draining || sockets.size >= connectionsMax) socket.destroy();
       else server.emit("connection", socket);
     },
     get connections() {
@@ -102,13 +111,9 @@ export function createListener(options: {
     async drain() {
       draining = true;
       server.close();
-      for (const session of sessions) session.close();
+      for (const session of [...http1Sessions, ...http2Sessions]) session.close();
       for (const socket of undecided) socket.destroy();
-      // A connection of HTTP/1.1 is idle, and can be closed, only after its answer: Node tells nobody when.
-      while (sockets.size > 0) {
-        http1.closeIdleConnections();
-        await setTimeout(drainPollMs);
-      }
+      if (sockets.size > 0) await new Promise<void>((resolve) => (whenEmpty = resolve));
     },
     async close() {
       const closed = [...sockets].map(
@@ -116,20 +121,11 @@ export function createListener(options: {
       );
       for (const socket of sockets) socket.destroy();
       await Promise.all(closed);
-      // Ends the interval that enforces the time limits of HTTP/1.1.
-      http1.close();
+      clearInterval(look);
       server.close();
     },
   };
 }
-
-const http1Options: ServerOptions = {
-  maxHeaderSize: headerBytesMax,
-  headersTimeout: limits.headersMs,
-  requestTimeout: limits.requestMs,
-  connectionsCheckingInterval: limits.checkIntervalMs,
-  keepAliveTimeout: limits.keepAliveMs,
-};
 
 /** What becomes of a connection that has said what it speaks. */
 interface Protocols {
@@ -155,7 +151,7 @@ function encrypted(tls: TlsFiles, { http1, http2 }: Protocols): Server {
     noDelay: true,
     ALPNProtocols: ["h2", "http/1.1"],
     minVersion: "TLSv1.2",
-    handshakeTimeout: limits.headersMs,
+    handshakeTimeout: limits.handshakeMs,
   } as const;
   const server = createTlsServer(options, (socket) => {
     if (socket.alpnProtocol === "h2") http2(socket);
@@ -163,11 +159,6 @@ function encrypted(tls: TlsFiles, { http1, http2 }: Protocols): Server {
   });
   // Its handshake has failed, or took too long.
   return server.on("tlsClientError", (_error, socket) => socket.destroy());
-}
-
-/** A server that never listens itself enforces none of its time limits: their interval starts on this event. */
-function enforceTimeLimits(server: { emit(event: "listening"): boolean }): void {
-  server.emit("listening");
 }
 
 function ignore() {}

@@ -1,49 +1,37 @@
-import type { IncomingMessage } from "node:http";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { ByteGatherer } from "../lib/byte-gatherer.ts";
 import { toConnectError } from "../rpc/error-mapping.ts";
 import { callerLeft } from "./call-scope.ts";
-import { type BodyReader, Http2Stream } from "./http2/stream.ts";
-import type { NodeRequest } from "./node-http.ts";
+import type { BodyReader, HttpStream } from "./http-stream.ts";
 
 /** A body that has not arrived in this time is a slow-loris attack or a broken network, whatever the call's deadline. */
 const bodyMsMax = 30_000;
 
 /** The body of a call that has one request message, as one chunk, read when it is first asked for: see `readBody`. */
 export async function* wholeBody(
-  request: NodeRequest,
+  stream: HttpStream,
   limits: BodyLimits,
 ): AsyncIterable<Uint8Array> {
   // Connect takes any other error for a request that cannot be read, and so for its caller's fault.
-  const whole = await readBody(request, limits).catch((error: unknown) => {
+  const whole = await readBody(stream, limits).catch((error: unknown) => {
     throw toConnectError(error);
   });
   if (whole.length > 0) yield whole;
 }
 
-/** The body of a call that may go on sending messages, as it comes. */
-export async function* ongoingBody(request: NodeRequest): AsyncIterable<Uint8Array> {
-  try {
-    // A method that reads no further must still be able to answer.
-    if (request instanceof Http2Stream) yield* piecesOf(request);
-    else yield* request.iterator({ destroyOnReturn: false });
-  } catch {
-    // That its sender has broken it off is all that can go wrong.
-    throw toConnectError(callerLeft());
-  }
-}
-
-/** What is not asked for waits in the window that its sender has. */
-async function* piecesOf(stream: Http2Stream): AsyncIterable<Buffer> {
+/** The body of a call that may go on sending messages, as it comes: what is not asked for waits at its sender. */
+export async function* ongoingBody(stream: HttpStream): AsyncIterable<Uint8Array> {
   for (;;) {
     const piece = await new Promise<Buffer | undefined>((resolve, reject) => {
       stream.readBody({
         onData(bytes) {
+          // A method that reads no further must still be able to answer.
           stream.stopReading();
           resolve(bytes);
         },
         onEnd: () => resolve(undefined),
-        onBroken: () => reject(callerLeft()),
+        // That its sender has broken it off is all that can go wrong.
+        onBroken: () => reject(toConnectError(callerLeft())),
       });
     });
     if (piece === undefined) return;
@@ -65,10 +53,10 @@ interface BodyLimits {
  * Throws ConnectError `resource_exhausted` past `limits.bytes`, `deadline_exceeded` when the body takes longer than
  * `limits.ms` or half a minute, AppError `canceled` when it ends before it is whole, and `limits.signal.reason`.
  */
-export async function readBody(request: NodeRequest, limits: BodyLimits): Promise<Buffer> {
+export async function readBody(stream: HttpStream, limits: BodyLimits): Promise<Buffer> {
   limits.signal.throwIfAborted();
   // The usual case: it has come together with its head.
-  const whole = request instanceof Http2Stream ? request.takeBody() : takeBody(request);
+  const whole = stream.takeBody();
   if (whole !== undefined) {
     if (whole.length > limits.bytes) throw tooLong(limits);
     return whole;
@@ -78,8 +66,7 @@ export async function readBody(request: NodeRequest, limits: BodyLimits): Promis
     const finish = (error?: unknown) => {
       clearTimeout(timer);
       limits.signal.removeEventListener("abort", onAbort);
-      if (request instanceof Http2Stream) request.stopReading();
-      else request.off("data", reader.onData).off("end", reader.onEnd).pause();
+      stream.stopReading();
       if (error !== undefined) reject(error);
       else resolve(body.take());
     };
@@ -96,17 +83,8 @@ export async function readBody(request: NodeRequest, limits: BodyLimits): Promis
       onEnd: () => finish(),
       onBroken: () => finish(callerLeft()),
     };
-    if (request instanceof Http2Stream) request.readBody(reader);
-    else request.on("data", reader.onData).on("end", reader.onEnd);
+    stream.readBody(reader);
   });
-}
-
-/** The whole body, when all of it is here and nobody has read any. */
-function takeBody(request: IncomingMessage): Buffer | undefined {
-  const { headers, readableLength, readableFlowing } = request;
-  // `complete` comes only after whoever waits has run.
-  const isHere = readableLength > 0 && String(readableLength) === headers["content-length"];
-  return isHere && readableFlowing === null ? (request.read() ?? undefined) : undefined;
 }
 
 function tooLong({ bytes }: BodyLimits): ConnectError {

@@ -4,7 +4,12 @@ import { checkRequestHead, presentedKey } from "./request-guard.ts";
 const bodyBytesMax = 1000;
 
 function statusOf(head: Partial<Parameters<typeof checkRequestHead>[0]>): number | undefined {
-  const usual = { url: "/v1/chat", authority: "localhost:8080", headers: {}, tooLarge: false };
+  const usual = {
+    url: "/v1/chat",
+    authority: "localhost:8080",
+    headers: {},
+    headersTooLarge: false,
+  };
   return checkRequestHead({ ...usual, ...head }, bodyBytesMax)?.status;
 }
 
@@ -41,7 +46,7 @@ describe("the head of a request", () => {
   });
 
   it("may not exceed the bound of its fields", () => {
-    expect(statusOf({ tooLarge: true })).toBe(431);
+    expect(statusOf({ headersTooLarge: true })).toBe(431);
   });
 });
 

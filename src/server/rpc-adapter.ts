@@ -11,8 +11,8 @@ import { malformed, recordOutcome } from "../rpc/error-mapping.ts";
 import { envelopeBytes } from "../rpc/wire.ts";
 import type { Caller } from "./call-scope.ts";
 import { boundDeadline } from "./deadline.ts";
-import { stallMs } from "./http2/stream.ts";
-import { closeUnread, cutOff, drained, type NodeRequest, type NodeResponse } from "./node-http.ts";
+import { closeUnread, drained } from "./http-answer.ts";
+import { type HttpStream, stallMs } from "./http-stream.ts";
 import { ongoingBody, wholeBody } from "./request-body.ts";
 
 export interface RpcAdapterOptions {
@@ -22,8 +22,7 @@ export interface RpcAdapterOptions {
 
 /** One request and its answer. */
 export interface HttpExchange {
-  readonly request: NodeRequest;
-  readonly response: NodeResponse;
+  readonly stream: HttpStream;
   /** The method's own path, with what the request's has behind it. */
   readonly path: string;
   readonly caller: Caller;
@@ -40,20 +39,20 @@ export interface HttpExchange {
 export async function runRpc(
   handler: UniversalHandler,
   call: Call,
-  { request, response, path, caller, body }: HttpExchange,
+  { stream, path, caller, body }: HttpExchange,
   options: RpcAdapterOptions,
 ): Promise<void> {
   const { methodKind } = handler.method;
   const hasOneMessage = methodKind === "unary" || methodKind === "server_streaming";
-  const deadline = boundDeadline(request.headers, options.deadline);
+  const deadline = boundDeadline(stream.headers, options.deadline);
   call.deadlineAt = call.startedAt + deadline.ms;
-  const headers = toHeaders(request);
+  const headers = toHeaders(stream);
   headers.set(...deadline.header);
   const { signal } = caller;
   const bodyLimits = { bytes: options.bodyBytesMax + envelopeBytes, ms: deadline.ms, signal };
   const universal: UniversalServerRequest = {
-    httpVersion: request.httpVersion,
-    method: request.method ?? "",
+    httpVersion: stream.httpVersion,
+    method: stream.method,
     // Nothing behind needs the caller's authority, so that none reaches a parser.
     url: `http://localhost${path}`,
     header: headers,
@@ -61,8 +60,8 @@ export async function runRpc(
       body !== undefined
         ? createAsyncIterable([body])
         : hasOneMessage
-          ? wholeBody(request, bodyLimits)
-          : ongoingBody(request),
+          ? wholeBody(stream, bodyLimits)
+          : ongoingBody(stream),
     signal,
     contextValues: createContextValues().set(callKey, call),
   };
@@ -70,15 +69,15 @@ export async function runRpc(
     const answer = await answerOf(handler, call, universal);
     // A caller may go on sending only where the method reads what it sends.
     const onHead = () => {
-      if (hasOneMessage || call.refusal !== undefined) closeUnread(request, response);
+      if (hasOneMessage || call.refusal !== undefined) closeUnread(stream);
     };
-    await send(answer, response, onHead, signal);
+    await send(answer, stream, onHead, signal);
     // Nor after the answer, wherever the method has stopped reading.
-    closeUnread(request, response);
+    closeUnread(stream);
   } catch (error) {
     // Connect turns what handlers throw into answers; what arrives here is a lost connection or a bug.
-    if (!caller.hasLeft && !response.destroyed) recordOutcome(call, error);
-    cutOff(response);
+    if (!caller.hasLeft && !stream.destroyed) recordOutcome(call, error);
+    stream.destroy();
   }
 }
 
@@ -116,7 +115,7 @@ function codeOf({ trailer, header }: UniversalServerResponse, body: string): str
 
 async function send(
   answer: UniversalServerResponse,
-  response: NodeResponse,
+  stream: HttpStream,
   onHead: () => void,
   gone: AbortSignal,
 ): Promise<void> {
@@ -125,28 +124,27 @@ async function send(
     let chunk = await chunks?.next();
     onHead();
     answer.header?.forEach((value, name) => {
-      response.setHeader(name, value);
+      stream.setHeader(name, value);
     });
-    response.writeHead(answer.status);
+    stream.writeHead(answer.status);
     while (chunk !== undefined && chunk.done !== true) {
       gone.throwIfAborted();
-      if (!response.write(chunk.value)) await drained(response, stallMs);
+      if (!stream.write(chunk.value)) await drained(stream, stallMs);
       chunk = await chunks?.next();
     }
     gone.throwIfAborted();
-    if (answer.trailer !== undefined) response.addTrailers(Object.fromEntries(answer.trailer));
-    response.end();
+    if (answer.trailer !== undefined) stream.addTrailers(Object.fromEntries(answer.trailer));
+    stream.end();
   } finally {
     // Ends the handler where it stands: its finally blocks give everything back.
     await chunks?.return?.();
   }
 }
 
-function toHeaders(request: NodeRequest): Headers {
+function toHeaders(stream: HttpStream): Headers {
   const headers = new Headers();
-  for (const [name, value] of Object.entries(request.headers)) {
-    if (value === undefined || name.startsWith(":")) continue;
-    headers.set(name, Array.isArray(value) ? value.join(", ") : value);
+  for (const [name, value] of Object.entries(stream.headers)) {
+    if (value !== undefined) headers.set(name, value);
   }
   return headers;
 }

@@ -4,6 +4,7 @@ import { create, toBinary } from "@bufbuild/protobuf";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ChatRequestSchema } from "../../gen/formdev/chat/v1/chat_service_pb.ts";
 import { envelope } from "../../src/rpc/wire.ts";
+import { eventually } from "../support/eventually.ts";
 import { type FakeVllm, startFakeVllm } from "../support/fake-vllm.ts";
 import { answer, type Script } from "../support/fake-vllm-replies.ts";
 import { ask as askRaw, openRaw, post, type RawAnswer } from "../support/raw-http.ts";
@@ -204,20 +205,22 @@ describe("a stream over HTTP/1.1", () => {
     }
   });
 
-  it("waits for the one before it on its connection", async () => {
+  it("is asked for when the one before it on its connection is whole", async () => {
     using connection = await openRaw(app.address.port);
-    const secondIsRead = Promise.withResolvers<void>();
+    const { promise, resolve: release } = Promise.withResolvers<void>();
     const bytes = request("application/connect+json");
+    const before = vllm.requests.length;
     vllm.reply(
-      answer({ text: ["un", "deux", "trois"] }, { after: 2, by: () => secondIsRead.promise }),
-      async (reply, asked) => {
-        await answer({ text: ["quatre", "cinq"] })(reply, asked);
-        // A call that begins now is answered after this reply was read.
-        secondIsRead.resolve(ask(bytes).then(() => undefined));
-      },
+      answer({ text: ["un", "deux", "trois"] }, { after: 2, by: () => promise }),
       answer(),
+      answer({ text: ["quatre", "cinq"] }),
     );
     connection.send(Buffer.concat([bytes, bytes]));
+    await eventually("the first has begun", () => connection.received.includes('"un"'));
+    // A call that begins now is answered after all that has come before it.
+    expect((await ask(bytes))?.status).toBe(200);
+    expect(vllm.requests).toHaveLength(before + 2);
+    release();
     const textsOf = (given: RawAnswer | undefined) =>
       [...String(given?.body).matchAll(/"text":"(\w+)"/g)].map(([, text]) => text).join("");
     expect(textsOf(await connection.answer(0))).toBe("undeuxtrois");

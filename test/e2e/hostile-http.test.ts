@@ -161,6 +161,18 @@ describe("a request whose length two readers could understand differently", () =
       `fffffffffffffffff\r\n${chatBody}`,
     ),
     "a negative chunk": chunked("Transfer-Encoding: chunked", `-1\r\n${chatBody}\r\n0\r\n\r\n`),
+    "a chunk with something else than a line's end behind it": chunked(
+      "Transfer-Encoding: chunked",
+      `${size}\r\n${chatBody}XX0\r\n\r\n`,
+    ),
+    "chunk extensions of 64 KiB together": chunked(
+      "Transfer-Encoding: chunked",
+      `${`1;${"a".repeat(60)}\r\n \r\n`.repeat(1100)}0\r\n\r\n`,
+    ),
+    "a trailer that is none": chunked(
+      "Transfer-Encoding: chunked",
+      `${size}\r\n${chatBody}\r\n0\r\nno field\r\n\r\n`,
+    ),
     "a chunk longer than it says": chunked(
       "Transfer-Encoding: chunked",
       `3\r\n${chatBody}\r\n0\r\n\r\n`,

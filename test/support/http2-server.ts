@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
-import { Http2Session } from "../../src/server/http2/session.ts";
-import type { Http2Stream } from "../../src/server/http2/stream.ts";
+import type { HttpStream } from "../../src/server/http-stream.ts";
+import { type Http2Options, Http2Session } from "../../src/server/http2/session.ts";
 import { eventually } from "./eventually.ts";
 import {
   flags,
@@ -14,15 +14,23 @@ import {
 } from "./raw-http2.ts";
 
 /** A port behind which every connection is a session. */
-export async function startServer(onRequest: (stream: Http2Stream) => void) {
-  const sessions: Http2Session[] = [];
+export function startServer(onRequest: (stream: HttpStream) => void) {
+  return startSessions(Http2Session, onRequest);
+}
+
+/** The same, with sessions of either protocol. */
+export async function startSessions<Session>(
+  Session: new (socket: Socket, options: Http2Options) => Session,
+  onRequest: (stream: HttpStream) => void,
+) {
+  const sessions: Session[] = [];
   const sockets = new Set<Socket>();
   const bugs: unknown[] = [];
   const server = createServer({ noDelay: true }, (socket) => {
     sockets.add(socket);
     socket.once("close", () => sockets.delete(socket));
     const onBug = (error: unknown) => void bugs.push(error);
-    sessions.push(new Http2Session(socket, { headerBytesMax: 16_384, onRequest, onBug }));
+    sessions.push(new Session(socket, { headerBytesMax: 16_384, onRequest, onBug }));
   });
   await once(server.listen(0, "127.0.0.1"), "listening");
   const { port } = server.address() as AddressInfo;
@@ -41,7 +49,7 @@ export async function startServer(onRequest: (stream: Http2Stream) => void) {
 }
 
 /** Answers with the request's body as it comes, and a trailer. */
-export function echo(stream: Http2Stream): void {
+export function echo(stream: HttpStream): void {
   stream.readBody({
     onData: (piece) => void stream.write(piece),
     onEnd() {
@@ -60,7 +68,7 @@ export function numbered(length: number, seed = 0): Buffer {
 }
 
 /** An answer of this length to each request, its seed in the path. */
-export const answering = (length: number) => (stream: Http2Stream) => {
+export const answering = (length: number) => (stream: HttpStream) => {
   stream.write(numbered(length, Number(stream.url.slice(1))));
   stream.end();
 };

@@ -25,6 +25,9 @@ export interface RawConnection extends Disposable {
   readonly closed: Promise<void>;
   /** Takes nothing more from the connection, as a reader that hangs. */
   stopReading(): void;
+  readOn(): void;
+  /** Says that nothing more comes. */
+  end(): void;
 }
 
 export async function openRaw(port: number): Promise<RawConnection> {
@@ -70,6 +73,8 @@ export async function openRaw(port: number): Promise<RawConnection> {
     },
     closed: closed.promise,
     stopReading: () => void socket.pause(),
+    readOn: () => void socket.resume(),
+    end: () => void socket.end(),
     [Symbol.dispose]: () => void socket.destroy(),
   };
 }

@@ -1,50 +1,19 @@
-import type { Socket } from "node:net";
-import { withRoom } from "../../lib/with-room.ts";
+import type { StreamWriter } from "../http-stream.ts";
+import { SocketWriter } from "../socket-writer.ts";
 import { HeaderEncoder } from "./header-encoder.ts";
 import { type ErrorCode, flags, frameBytesMax, frameHeadBytes, frameTypes } from "./protocol.ts";
-
-/** What is gathered before it is written without waiting for the turn's end. */
-const gatheredMax = 64 * 1024;
-
-/** What a writer keeps for its next frames, once they are written. */
-const keptMax = 16 * 1024;
 
 /** One for all connections: a block is in its frames before the next one. */
 const encoder = new HeaderEncoder();
 
-/** Those that have gathered frames in this turn of the event loop. */
-let gathering: FrameWriter[] = [];
-
-/**
- * The frames to one peer. What one turn of the event loop writes is gathered and goes to the socket at its end, in one piece: a
- * system call for each token would cost more than all else that is done for it.
- */
-export class FrameWriter {
-  /** Whether the socket takes no more for now. Frames with bodies then wait in their streams. */
-  isBlocked = false;
-  readonly #socket: Socket;
-  #bytes: Buffer = noBytes;
-  #length = 0;
+/** The frames to one peer. */
+export class FrameWriter extends SocketWriter implements StreamWriter {
   #resetsTable = false;
-
-  /** `onDrain`: the socket takes more. */
-  constructor(socket: Socket, onDrain: () => void) {
-    this.#socket = socket;
-    socket.on("drain", () => {
-      this.isBlocked = false;
-      onDrain();
-    });
-  }
-
-  /** Bytes that wait in Node for the peer to read them. */
-  get unsentBytes(): number {
-    return this.#length + this.#socket.writableLength;
-  }
 
   settings(values: readonly (readonly [id: number, value: number])[]): void {
     this.#head(frameTypes.settings, 0, 0, values.length * 6);
     for (const [id, value] of values) {
-      this.#length = this.#bytes.writeUInt16BE(id, this.#length);
+      this.length = this.bytes.writeUInt16BE(id, this.length);
       this.#uint32(value);
     }
   }
@@ -55,7 +24,7 @@ export class FrameWriter {
 
   pingAck(payload: Buffer): void {
     this.#head(frameTypes.ping, flags.ack, 0, payload.length);
-    this.#copy(payload);
+    this.copy(payload);
   }
 
   goAway(lastStream: number, code: ErrorCode): void {
@@ -81,7 +50,7 @@ export class FrameWriter {
     const end = endsStream ? flags.endStream : 0;
     if (block.length <= frameBytesMax) {
       this.#head(frameTypes.headers, end | flags.endHeaders, stream, block.length);
-      this.#copy(block);
+      this.copy(block);
       return;
     }
     for (let at = 0; at < block.length; at += frameBytesMax) {
@@ -90,15 +59,15 @@ export class FrameWriter {
       const type = at === 0 ? frameTypes.headers : frameTypes.continuation;
       const bits = (at === 0 ? end : 0) | (isLast ? flags.endHeaders : 0);
       this.#head(type, bits, stream, piece.length);
-      this.#copy(piece);
+      this.copy(piece);
     }
   }
 
   /** Not more than `frameBytesMax`. */
   data(stream: number, bytes: Uint8Array, endsStream: boolean): void {
     this.#head(frameTypes.data, endsStream ? flags.endStream : 0, stream, bytes.length);
-    this.#copy(bytes);
-    if (this.#length >= gatheredMax) this.flush();
+    this.copy(bytes);
+    this.flushIfLong();
   }
 
   /** The peer has changed the size of the table that its decoder keeps. */
@@ -106,22 +75,10 @@ export class FrameWriter {
     this.#resetsTable = true;
   }
 
-  /** Writes what is gathered, now. */
-  flush(): void {
-    if (this.#length === 0) return;
-    const bytes = this.#bytes;
-    const length = this.#length;
-    this.#length = 0;
-    if (!this.#socket.writable) return;
-    if (!this.#socket.write(bytes.subarray(0, length))) this.isBlocked = true;
-    // What the kernel has not taken at once is still read from there.
-    if (this.#socket.writableLength > 0 || bytes.length > keptMax) this.#bytes = noBytes;
-  }
-
   #head(type: number, bits: number, stream: number, length: number): void {
-    this.#reserve(frameHeadBytes + length);
-    const bytes = this.#bytes;
-    const at = this.#length;
+    this.reserve(frameHeadBytes + length);
+    const bytes = this.bytes;
+    const at = this.length;
     bytes[at] = length >>> 16;
     bytes[at + 1] = length >>> 8;
     bytes[at + 2] = length;
@@ -131,28 +88,10 @@ export class FrameWriter {
     bytes[at + 6] = stream >>> 16;
     bytes[at + 7] = stream >>> 8;
     bytes[at + 8] = stream;
-    this.#length = at + frameHeadBytes;
+    this.length = at + frameHeadBytes;
   }
 
   #uint32(value: number): void {
-    this.#length = this.#bytes.writeUInt32BE(value, this.#length);
+    this.length = this.bytes.writeUInt32BE(value, this.length);
   }
-
-  #copy(bytes: Uint8Array): void {
-    this.#bytes.set(bytes, this.#length);
-    this.#length += bytes.length;
-  }
-
-  #reserve(bytes: number): void {
-    if (this.#length === 0 && gathering.push(this) === 1) setImmediate(flushAll);
-    this.#bytes = withRoom(this.#bytes, this.#length, this.#length + bytes);
-  }
-}
-
-const noBytes = Buffer.alloc(0);
-
-function flushAll(): void {
-  const writers = gathering;
-  gathering = [];
-  for (const writer of writers) writer.flush();
 }

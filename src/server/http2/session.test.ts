@@ -25,8 +25,8 @@ import {
   settingIds,
   settingsFrame,
 } from "../../../test/support/raw-http2.ts";
+import type { HttpStream } from "../http-stream.ts";
 import { errorCodes } from "./protocol.ts";
-import type { Http2Stream } from "./stream.ts";
 
 afterEach(() => void vi.useRealTimers());
 
@@ -134,7 +134,7 @@ describe("with Node's own client", () => {
 
 describe("a connection that is closed", () => {
   it("lets its calls end, refuses further ones as not begun, and ends with the last", async () => {
-    const streams: Http2Stream[] = [];
+    const streams: HttpStream[] = [];
     await using server = await startServer((stream) => void streams.push(stream));
     using connection = await openRawHttp2(server.port);
     connection.send(open(1));
@@ -305,7 +305,7 @@ describe("any frames", () => {
   );
 
   it("end in answers or in a fault that is the peer's, never in one of ours", async () => {
-    const running = new Set<Http2Stream>();
+    const running = new Set<HttpStream>();
     await using server = await startServer((stream) => {
       running.add(stream);
       stream.once("close", () => running.delete(stream));

@@ -1,5 +1,6 @@
 import type { Socket } from "node:net";
 import { TLSSocket } from "node:tls";
+import { HttpStream, type StreamOwner } from "../http-stream.ts";
 import { Allowance } from "./allowance.ts";
 import { FrameReader, type FrameSink, priorityBytes, withoutPadding } from "./frame-reader.ts";
 import { FrameWriter } from "./frame-writer.ts";
@@ -19,14 +20,13 @@ import {
   wrongFlow,
   wrongSize,
 } from "./protocol.ts";
-import { Http2Stream, type StreamOwner } from "./stream.ts";
 import { toStreamHead } from "./stream-head.ts";
 
 export interface Http2Options {
   /** Characters of all header fields of a request. */
   readonly headerBytesMax: number;
   /** Called with the head of each request. */
-  readonly onRequest: (stream: Http2Stream) => void;
+  readonly onRequest: (stream: HttpStream) => void;
   /** Called with an error that is a bug of ours; the connection is closed. */
   readonly onBug: (error: unknown) => void;
 }
@@ -65,9 +65,9 @@ export class Http2Session implements StreamOwner, FrameSink {
   readonly #socket: Socket;
   readonly #options: Http2Options;
   readonly #decoder: HeaderDecoder;
-  readonly #streams = new Map<number, Http2Stream>();
+  readonly #streams = new Map<number, HttpStream>();
   /** Those with unsent bytes. */
-  readonly #waiting = new Set<Http2Stream>();
+  readonly #waiting = new Set<HttpStream>();
   /** The latest ones that were ended from here while their peer could still send. */
   readonly #resetHere = new Set<number>();
   readonly #resets = new Allowance(bounds.resetBurst, bounds.resetsPerSecond);
@@ -116,18 +116,18 @@ export class Http2Session implements StreamOwner, FrameSink {
 
   // For its streams.
 
-  onWaiting(stream: Http2Stream): void {
+  onWaiting(stream: HttpStream): void {
     this.#waiting.add(stream);
     let bytes = 0;
     for (const { writableLength } of this.#waiting) bytes += writableLength;
-    if (bytes > bounds.unsentBodyBytes) this.reset(stream, errorCodes.enhanceYourCalm);
+    if (bytes > bounds.unsentBodyBytes) this.#reset(stream, errorCodes.enhanceYourCalm);
   }
 
   onData(): void {
     this.#hasSentData = true;
   }
 
-  onConsumed(stream: Http2Stream, bytes: number): void {
+  onConsumed(stream: HttpStream, bytes: number): void {
     if (bytes === 0) return;
     this.#acknowledge(bytes);
     if (stream.remoteEnded || stream.destroyed) return;
@@ -138,13 +138,21 @@ export class Http2Session implements StreamOwner, FrameSink {
     stream.unacknowledged = 0;
   }
 
-  reset(stream: Http2Stream, code: ErrorCode): void {
+  cut(stream: HttpStream): void {
+    this.#reset(stream, errorCodes.cancel);
+  }
+
+  refuseRest(stream: HttpStream): void {
+    this.#reset(stream, errorCodes.noError);
+  }
+
+  #reset(stream: HttpStream, code: ErrorCode): void {
     if (!stream.remoteEnded) this.#remember(stream.id);
     this.writer.reset(stream.id, code);
     this.#drop(stream);
   }
 
-  onOver(stream: Http2Stream): void {
+  onOver(stream: HttpStream): void {
     this.#drop(stream);
   }
 
@@ -262,7 +270,7 @@ export class Http2Session implements StreamOwner, FrameSink {
       return;
     }
     const windows = { send: this.#streamSendWindow, receive: defaultWindow };
-    const stream = new Http2Stream(this, id, head, windows);
+    const stream = new HttpStream(this, id, head, windows);
     this.#streams.set(id, stream);
     if (endsStream) stream.onRemoteEnd();
     const expected = stream.headers.expect?.toLowerCase();
@@ -274,7 +282,7 @@ export class Http2Session implements StreamOwner, FrameSink {
     }
   }
 
-  #onTrailers(stream: Http2Stream, decoded: DecodedFields, endsStream: boolean): void {
+  #onTrailers(stream: HttpStream, decoded: DecodedFields, endsStream: boolean): void {
     if (stream.remoteEnded) {
       this.#resetFaulty(stream.id, errorCodes.streamClosed);
       return;
@@ -364,7 +372,7 @@ export class Http2Session implements StreamOwner, FrameSink {
   }
 
   /** A stream that runs; undefined for one that is over. A stream that has never been is a fault. */
-  #known(id: number): Http2Stream | undefined {
+  #known(id: number): HttpStream | undefined {
     const stream = this.#streams.get(id);
     if (stream === undefined && (id > this.#lastStream || id % 2 === 0)) throw violation();
     return stream;
@@ -394,7 +402,7 @@ export class Http2Session implements StreamOwner, FrameSink {
     this.#countReset();
     const stream = this.#streams.get(id);
     if (stream !== undefined) {
-      this.reset(stream, code);
+      this.#reset(stream, code);
       return;
     }
     this.#remember(id);
@@ -409,7 +417,7 @@ export class Http2Session implements StreamOwner, FrameSink {
     }
   }
 
-  #drop(stream: Http2Stream): void {
+  #drop(stream: HttpStream): void {
     this.#streams.delete(stream.id);
     this.#waiting.delete(stream);
     this.#acknowledge(stream.onClosed());
@@ -467,7 +475,7 @@ export class Http2Session implements StreamOwner, FrameSink {
 }
 
 /** What is wrong with DATA that this stream has just been charged with. */
-function faultOf(stream: Http2Stream, endsStream: boolean): ErrorCode | undefined {
+function faultOf(stream: HttpStream, endsStream: boolean): ErrorCode | undefined {
   if (stream.remoteEnded) return errorCodes.streamClosed;
   if (stream.receiveWindow < 0) return errorCodes.flowControlError;
   const { expectedBytes = 0 } = stream;
@@ -475,7 +483,7 @@ function faultOf(stream: Http2Stream, endsStream: boolean): ErrorCode | undefine
   return undefined;
 }
 
-function refuse(stream: Http2Stream, status: number): void {
+function refuse(stream: HttpStream, status: number): void {
   stream.statusCode = status;
   stream.discardBody();
   stream.resetAfterEnd();

@@ -1,16 +1,6 @@
-import type { IncomingHttpHeaders } from "node:http";
+import { addField, isLength, isToken, isVisible, noFields } from "../http-fields.ts";
+import type { StreamHead } from "../http-stream.ts";
 import type { DecodedFields } from "./header-decoder.ts";
-
-/** What comes before a request's body. */
-export interface StreamHead {
-  readonly method: string;
-  /** With its query. Empty for CONNECT. */
-  readonly path: string;
-  readonly authority: string | undefined;
-  readonly headers: IncomingHttpHeaders;
-  readonly contentLength: number | undefined;
-  readonly tooLarge: boolean;
-}
 
 /**
  * Reads the fields of a request (RFC 9113, section 8.3). undefined for those that are malformed: pseudo-headers that are missing,
@@ -19,7 +9,7 @@ export interface StreamHead {
 export function toStreamHead(decoded: DecodedFields): StreamHead | undefined {
   const { fields, tooLarge, malformed } = decoded;
   if (malformed) return undefined;
-  const headers = Object.create(null) as Record<string, string | string[]>;
+  const headers = noFields();
   const pseudo: Pseudo = {
     ":method": undefined,
     ":scheme": undefined,
@@ -48,13 +38,14 @@ export function toStreamHead(decoded: DecodedFields): StreamHead | undefined {
   if (authority !== undefined && !isVisible.test(authority)) return undefined;
   if (path !== undefined && !isVisible.test(path)) return undefined;
   const length = headers["content-length"];
-  if (length !== undefined && !(typeof length === "string" && isLength.test(length))) {
+  if (length !== undefined && !isLength.test(length)) {
     return undefined;
   }
   return {
+    httpVersion: "2.0",
     method,
     path: path ?? "",
-    authority,
+    authority: authority || headers.host,
     headers,
     contentLength: length === undefined ? undefined : Number(length),
     tooLarge,
@@ -90,29 +81,4 @@ function isForRequests(name: string, value: string): boolean {
   }
 }
 
-/** As Node does over HTTP/1.1. False for a second one of a field that must be alone. */
-function addField(
-  headers: Record<string, string | string[]>,
-  name: string,
-  value: string,
-): boolean {
-  const before = headers[name];
-  if (before === undefined) headers[name] = value;
-  else if (name === "cookie") headers[name] = `${String(before)}; ${value}`;
-  else if (single.has(name)) return before === value;
-  else headers[name] = `${String(before)}, ${value}`;
-  return true;
-}
-
-const single: ReadonlySet<string> = new Set([
-  "authorization",
-  "content-length",
-  "content-type",
-  "host",
-]);
-
 const colon = 0x3a;
-const isToken = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
-/** No space and no control character; bytes beyond ASCII are for others to judge. */
-const isVisible = /^[\x21-\x7e\x80-\xff]*$/;
-const isLength = /^\d{1,15}$/;

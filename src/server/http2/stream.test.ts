@@ -21,8 +21,8 @@ import {
   settingIds,
   settingsFrame,
 } from "../../../test/support/raw-http2.ts";
+import type { HttpStream } from "../http-stream.ts";
 import { errorCodes } from "./protocol.ts";
-import type { Http2Stream } from "./stream.ts";
 
 afterEach(() => void vi.useRealTimers());
 
@@ -118,7 +118,7 @@ describe("the flow of an answer", () => {
   });
 
   it("waits for a peer who reads nothing, and is whole when he does", async () => {
-    const streams: Http2Stream[] = [];
+    const streams: HttpStream[] = [];
     await using server = await startServer((stream) => {
       streams.push(stream);
       answering(8_000_000)(stream);
@@ -154,7 +154,7 @@ describe("the flow of an answer", () => {
 });
 
 it("tells who begins to read a body late that its sender has broken it off", async () => {
-  const streams: Http2Stream[] = [];
+  const streams: HttpStream[] = [];
   await using server = await startServer((stream) => void streams.push(stream));
   using connection = await openRawHttp2(server.port);
   const head = frame(frameTypes.headers, { stream: 1, flags: 4 }, requestHeaders("/"));

@@ -1,8 +1,6 @@
-import type { IncomingHttpHeaders } from "node:http";
-import { ByteGatherer } from "../../lib/byte-gatherer.ts";
-import type { FrameWriter } from "./frame-writer.ts";
-import { type ErrorCode, errorCodes, frameBytesMax } from "./protocol.ts";
-import type { StreamHead } from "./stream-head.ts";
+import { ByteGatherer } from "../lib/byte-gatherer.ts";
+import type { Fields } from "./http-fields.ts";
+import { frameBytesMax } from "./http2/protocol.ts";
 
 /** Who takes a request's body: pieces, then `onEnd`, or `onBroken` when its sender has broken it off. */
 export interface BodyReader {
@@ -12,22 +10,48 @@ export interface BodyReader {
   onBroken(): void;
 }
 
+/** What comes before a request's body. */
+export interface StreamHead {
+  readonly httpVersion: "1.0" | "1.1" | "2.0";
+  readonly method: string;
+  /** With its query. */
+  readonly path: string;
+  readonly authority: string | undefined;
+  readonly headers: Fields;
+  readonly contentLength: number | undefined;
+  readonly tooLarge: boolean;
+}
+
+/** What goes to the peer. */
+export interface StreamWriter {
+  /** Whether the peer takes no more for now. */
+  readonly isBlocked: boolean;
+  /** Names and values in turn: a head, whose first name is `:status`, or trailers. */
+  headers(stream: number, fields: readonly string[], endsStream: boolean): void;
+  /** Not more than `frameBytesMax`, over HTTP/1.1 too. */
+  data(stream: number, bytes: Uint8Array, endsStream: boolean): void;
+  /** Writes what is gathered, now. */
+  flush(): void;
+}
+
 /** What a stream needs of its connection. */
 export interface StreamOwner {
-  readonly writer: FrameWriter;
+  readonly writer: StreamWriter;
   readonly remoteAddress: string | undefined;
   /** Bytes that may still be sent on all streams together. */
   sendWindow: number;
   /** The stream has sent a part of its body. */
   onData(): void;
   /** The stream has unsent bytes. */
-  onWaiting(stream: Http2Stream): void;
+  onWaiting(stream: HttpStream): void;
   /** Bytes of a body are read, or thrown away: their sender may send as many again. */
-  onConsumed(stream: Http2Stream, bytes: number): void;
-  /** Ends the stream here and at the peer. */
-  reset(stream: Http2Stream, code: ErrorCode): void;
+  onConsumed(stream: HttpStream, bytes: number): void;
+  /** Ends the stream here and at the peer, whatever is still unsent. */
+  cut(stream: HttpStream): void;
+  /** The same when its answer is sent, and its request goes on. */
+  refuseRest(stream: HttpStream): void;
   /** The stream is over in both directions. */
-  onOver(stream: Http2Stream): void;
+  onOver(stream: HttpStream): void;
 }
 
 interface Unsent {
@@ -36,16 +60,16 @@ interface Unsent {
 }
 
 /**
- * A request over HTTP/2 and its answer, with as much of the face that Node gives to those of HTTP/1.1 as is used here. Once the
- * stream is gone, what is written goes nowhere, without an error: whoever waits hears of its `close`.
+ * A request and its answer, over any HTTP. Once the stream is gone, what is written goes nowhere, without an error: whoever waits
+ * hears of its `close`.
  */
-export class Http2Stream {
-  readonly httpVersion = "2.0";
+export class HttpStream {
+  readonly httpVersion: StreamHead["httpVersion"];
   readonly id: number;
   readonly method: string;
   readonly url: string;
   readonly authority: string | undefined;
-  readonly headers: IncomingHttpHeaders;
+  readonly headers: Fields;
   /** Whether the request's fields exceed the bounds: then not all of them are here. */
   readonly headersTooLarge: boolean;
 
@@ -91,6 +115,7 @@ export class Http2Stream {
   ) {
     this.#owner = owner;
     this.id = id;
+    this.httpVersion = head.httpVersion;
     this.method = head.method;
     this.url = head.path;
     this.authority = head.authority;
@@ -149,7 +174,7 @@ export class Http2Stream {
   /** Ends the stream as soon as its answer is sent, also if the request's body goes on. */
   resetAfterEnd(): void {
     this.#resetsAfterEnd = true;
-    if (this.#localEnded && !this.destroyed) this.#owner.reset(this, errorCodes.noError);
+    if (this.#localEnded && !this.destroyed) this.#owner.refuseRest(this);
   }
 
   /** A piece of the body, which is nobody else's. */
@@ -237,7 +262,7 @@ export class Http2Stream {
 
   /** Ends it now, whatever is still unsent. */
   destroy(): void {
-    if (!this.destroyed) this.#owner.reset(this, errorCodes.cancel);
+    if (!this.destroyed) this.#owner.cut(this);
   }
 
   once(event: "close" | "drain", listener: () => void): this {
@@ -343,11 +368,14 @@ export class Http2Stream {
   #onLocalEnd(): void {
     this.#localEnded = true;
     if (this.remoteEnded) this.#owner.onOver(this);
-    else if (this.#resetsAfterEnd) this.#owner.reset(this, errorCodes.noError);
+    else if (this.#resetsAfterEnd) this.#owner.refuseRest(this);
   }
 }
 
 const noBytes = Buffer.alloc(0);
+
+/** What may wait here for a slow reader before anybody takes notice. */
+export const unsentBytesMax = 16 * 1024;
 
 /** Milliseconds. A reader that has not taken a byte for this long is gone or hostile. */
 export const stallMs = 30_000;

@@ -1,0 +1,523 @@
+import { once } from "node:events";
+import { createServer, METHODS } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
+import fc from "fast-check";
+import { afterEach, describe, expect, it, vi } from "vitest";
+import { eventually } from "../../../test/support/eventually.ts";
+import { echo, numbered, startSessions } from "../../../test/support/http2-server.ts";
+import { head, openRaw, post } from "../../../test/support/raw-http.ts";
+import type { HttpStream } from "../http-stream.ts";
+import { Http1Session } from "./session.ts";
+
+afterEach(() => void vi.useRealTimers());
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+
+const startServer = (onRequest: (stream: HttpStream) => void) =>
+  startSessions(Http1Session, onRequest);
+
+/** What a request said, as far as it can be told apart by who reads it. */
+interface Read {
+  readonly method: string;
+  readonly url: string;
+  readonly fields: unknown;
+  readonly body: string;
+}
+
+/** Answers each whole request with nothing, and keeps what it said. */
+function keep(requests: Read[]) {
+  return (stream: HttpStream) => {
+    const pieces: Buffer[] = [];
+    stream.readBody({
+      onData: (piece) => void pieces.push(piece),
+      onEnd() {
+        const { method, url, headers } = stream;
+        const body = Buffer.concat(pieces).toString("latin1");
+        requests.push({ method, url, fields: { ...headers }, body });
+        stream.end();
+      },
+      onBroken: () => undefined,
+    });
+  };
+}
+
+/** The body of a request whose sender has broken it off. */
+const broken = "\u2026";
+
+/** Node's own server, which reads with llhttp. */
+async function startNodeServer(requests: Read[]) {
+  const server = createServer(
+    { maxHeaderSize: 16 * KiB, requireHostHeader: false },
+    async (request, response) => {
+      const { method = "", url = "", headers } = request;
+      // It begins the next one before this one is answered.
+      const place = requests.push({ method, url, fields: { ...headers }, body: broken }) - 1;
+      const pieces = await Array.fromAsync(request).catch(() => undefined);
+      if (pieces === undefined) return;
+      const body = Buffer.concat(pieces).toString("latin1");
+      requests[place] = { method, url, fields: { ...headers }, body };
+      response.end();
+    },
+  );
+  server.on("clientError", (_error, socket) => socket.destroy());
+  await once(server.listen(0, "127.0.0.1"), "listening");
+  const { port } = server.address() as AddressInfo;
+  return { port, [Symbol.asyncDispose]: () => server[Symbol.asyncDispose]() };
+}
+
+/** Both servers behind one call: what each of them has read of these bytes when it closes the connection. */
+async function startBoth() {
+  const ours: Read[] = [];
+  const nodes: Read[] = [];
+  const own = await startServer(keep(ours));
+  const node = await startNodeServer(nodes);
+  const say = async (port: number, pieces: readonly Buffer[], requests: Read[]) => {
+    using connection = await openRaw(port);
+    for (const piece of pieces) {
+      connection.send(piece);
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    // What is still open then waits for more.
+    connection.end();
+    await connection.closed;
+    return requests.splice(0);
+  };
+  return {
+    own,
+    read: async (pieces: readonly Buffer[]) => ({
+      ours: await say(own.port, pieces, ours),
+      nodes: await say(node.port, pieces, nodes),
+    }),
+    async [Symbol.asyncDispose]() {
+      await own[Symbol.asyncDispose]();
+      await node[Symbol.asyncDispose]();
+    },
+  };
+}
+
+const names = ["X-A", "x-b", "Accept", "User-Agent", "Content-Type", "X-API-Key", "Cookie"];
+const value = fc.stringMatching(/^([!-~\x80-\xff]([ -~\t\x80-\xff]{0,30}[!-~\x80-\xff])?)?$/);
+const field = fc.tuple(
+  fc.constantFrom(...names),
+  fc.constantFrom("", " ", "\t ", "  "),
+  value,
+  fc.constantFrom("", " ", " \t"),
+);
+const byte = fc.integer({ min: 0, max: 255 }).map((code) => String.fromCharCode(code));
+const body = fc.string({ unit: byte, maxLength: 60 });
+const framing = fc.oneof(
+  fc.record({ as: fc.constant("none" as const) }),
+  fc.record({ as: fc.constant("length" as const), body }),
+  fc.record({
+    as: fc.constant("chunks" as const),
+    chunks: fc.array(fc.string({ unit: byte, minLength: 1, maxLength: 40 }), { maxLength: 4 }),
+    extension: fc.constantFrom("", ";a", ';a="b c"', ";a=b;c"),
+    trailer: fc.constantFrom("", "X-Trailer: t\r\n"),
+    isUpper: fc.boolean(),
+  }),
+);
+const request = fc
+  .record({
+    method: fc.constantFrom("GET", "POST", "PUT", "OPTIONS", "DELETE"),
+    url: fc.stringMatching(/^\/[!-~]{0,20}$/),
+    fields: fc.uniqueArray(field, { maxLength: 6, selector: ([name]) => name }),
+    framing,
+  })
+  .map(({ method, url, fields, framing: how }) => {
+    let text = `${method} ${url} HTTP/1.1\r\nHost: localhost\r\n`;
+    for (const [name, before, what, after] of fields)
+      text += `${name}:${before}${what}${after}\r\n`;
+    if (how.as === "none") text += "\r\n";
+    if (how.as === "length") text += `Content-Length: ${how.body.length}\r\n\r\n${how.body}`;
+    if (how.as === "chunks") {
+      text += "Transfer-Encoding: Chunked\r\n\r\n";
+      for (const chunk of how.chunks) {
+        const size = chunk.length.toString(16);
+        text += `${how.isUpper ? size.toUpperCase() : size}${how.extension}\r\n${chunk}\r\n`;
+      }
+      text += `0\r\n${how.trailer}\r\n`;
+    }
+    return Buffer.from(text, "latin1");
+  });
+
+function cut(bytes: Buffer, at: readonly number[]): Buffer[] {
+  const places = at.map((part) => Math.floor(part * bytes.length)).sort((a, b) => a - b);
+  return [0, ...places].map((from, index) => bytes.subarray(from, places[index] ?? bytes.length));
+}
+
+const part = fc.double({ min: 0, max: 1, noNaN: true });
+
+describe("requests", () => {
+  it("that are correct are read as Node reads them, one behind the other and in any cut", async () => {
+    await using both = await startBoth();
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(request, { minLength: 1, maxLength: 4 }),
+        fc.array(part, { maxLength: 4 }),
+        async (requests, places) => {
+          const { ours, nodes } = await both.read(cut(Buffer.concat(requests), places));
+          expect(ours).toHaveLength(requests.length);
+          expect(ours).toEqual(nodes);
+        },
+      ),
+      { numRuns: 300 },
+    );
+    expect(both.own.bugs).toEqual([]);
+  });
+
+  it("that are broken are never read otherwise than by Node, and read no further", async () => {
+    await using both = await startBoth();
+    const change = fc.record({
+      at: part,
+      removed: fc.nat({ max: 3 }),
+      added: fc.string({ unit: fc.constantFrom(...'\r\n\0\t :;,"0159aAfxX-\x80'), maxLength: 3 }),
+    });
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(request, { minLength: 1, maxLength: 3 }),
+        fc.array(change, { minLength: 1, maxLength: 3 }),
+        async (requests, changes) => {
+          let text = Buffer.concat(requests).toString("latin1");
+          for (const { at, removed, added } of changes) {
+            const place = Math.floor(at * text.length);
+            text = text.slice(0, place) + added + text.slice(place + removed);
+          }
+          const { ours, nodes } = await both.read([Buffer.from(text, "latin1")]);
+          // Node has a list of methods, and knows what a target looks like: both are for others to judge here, as a missing Host is.
+          const unknown = ours.findIndex(
+            ({ method, url }) => !METHODS.includes(method) || !url.startsWith("/"),
+          );
+          const known = unknown === -1 ? ours : ours.slice(0, unknown);
+          expect(nodes.slice(0, known.length)).toEqual(known);
+        },
+      ),
+      { numRuns: 1000 },
+    );
+    expect(both.own.bugs).toEqual([]);
+  });
+});
+
+describe("an answer", () => {
+  const kept = "connection: keep-alive\r\nkeep-alive: timeout=65\r\n";
+  const twoPieces = (stream: HttpStream) => {
+    stream.write(Buffer.from("un"));
+    stream.addTrailers({ "x-end": "1" });
+    stream.end(Buffer.from("deux"));
+  };
+  const get = head("GET", "/");
+  const old = get.replace("HTTP/1.1", "HTTP/1.0");
+  const ofLength = (stream: HttpStream) => {
+    stream.setHeader("content-length", 2);
+    stream.end(stream.method === "HEAD" ? undefined : Buffer.from("ok"));
+  };
+
+  it.each<[string, (stream: HttpStream) => void, string, string]>([
+    [
+      "in chunks, with trailers, when its length is not known",
+      twoPieces,
+      get,
+      `HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n${kept}\r\n2\r\nun\r\n4\r\ndeux\r\n0\r\nx-end: 1\r\n\r\n`,
+    ],
+    [
+      "up to the connection's end, to HTTP/1.0",
+      twoPieces,
+      old,
+      "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nundeux",
+    ],
+    [
+      "of the length that it says",
+      ofLength,
+      get,
+      `HTTP/1.1 200 OK\r\ncontent-length: 2\r\n${kept}\r\nok`,
+    ],
+    [
+      "without its body, to HEAD",
+      ofLength,
+      head("HEAD", "/"),
+      `HTTP/1.1 200 OK\r\ncontent-length: 2\r\n${kept}\r\n`,
+    ],
+    [
+      "without a body that somebody writes to HEAD",
+      twoPieces,
+      head("HEAD", "/"),
+      `HTTP/1.1 200 OK\r\n${kept}\r\n`,
+    ],
+    [
+      "of no length",
+      (stream) => stream.end(),
+      get,
+      `HTTP/1.1 200 OK\r\ncontent-length: 0\r\n${kept}\r\n`,
+    ],
+  ])("is written %s", async (_how, onRequest, request, expected) => {
+    await using server = await startServer(onRequest);
+    using connection = await openRaw(server.port);
+    connection.send(request);
+    const received = () => connection.received.toString("latin1").replace(/^date: .*\r\n/gm, "");
+    await eventually("the answer", () => received().length >= expected.length);
+    expect(received()).toBe(expected);
+  });
+
+  it("closes the connection when its request says so, or is not whole", async () => {
+    for (const request of [
+      head("GET", "/", { connection: "Keep-Alive, Close" }),
+      head("POST", "/", { "content-length": "9" }),
+    ]) {
+      await using server = await startServer((stream) => {
+        stream.discardBody();
+        stream.resetAfterEnd();
+        stream.end(Buffer.from("x"));
+      });
+      using connection = await openRaw(server.port);
+      connection.send(request);
+      expect((await connection.answer())?.headers.connection).toBe("close");
+      await connection.closed;
+    }
+  });
+
+  it("arrives whole although its request's body goes on", async () => {
+    await using server = await startServer((stream) => {
+      stream.discardBody();
+      stream.resetAfterEnd();
+      stream.end(numbered(MiB));
+    });
+    using connection = await openRaw(server.port);
+    connection.stopReading();
+    connection.send(head("POST", "/", { "content-length": String(64 * MiB) }));
+    for (let sent = 0; sent < 16; sent += 1) connection.send(Buffer.alloc(MiB));
+    connection.readOn();
+    expect((await connection.answer())?.body.equals(numbered(MiB))).toBe(true);
+  });
+
+  it("asks for the body that its sender holds back, once", async () => {
+    await using server = await startServer(echo);
+    using connection = await openRaw(server.port);
+    connection.send(head("POST", "/", { expect: "100-Continue", "content-length": "2" }));
+    await eventually("it is asked for", () => connection.received.length > 0);
+    expect(connection.received.toString()).toBe("HTTP/1.1 100 Continue\r\n\r\n");
+    connection.send("ok");
+    expect((await connection.answer())?.body.toString()).toBe("ok");
+    expect(connection.received.toString().match(/100 Continue/g)).toHaveLength(1);
+  });
+
+  it("that would say another line than it means is not sent, and harms no other connection", async () => {
+    await using server = await startServer((stream) => {
+      if (stream.url === "/bad") stream.setHeader("x-a", "b\r\nx-c: d");
+      stream.end();
+    });
+    using bad = await openRaw(server.port);
+    bad.send(head("GET", "/bad"));
+    await bad.closed;
+    expect(bad.received.toString()).toBe("");
+    expect(server.bugs).toHaveLength(1);
+    using good = await openRaw(server.port);
+    good.send(head("GET", "/"));
+    expect((await good.answer())?.status).toBe(200);
+  });
+
+  it("waits for a slow reader without filling memory, and arrives whole", async () => {
+    const streams: HttpStream[] = [];
+    await using server = await startServer((stream) => {
+      streams.push(stream);
+      stream.write(numbered(8 * MiB));
+      stream.end();
+    });
+    using connection = await openRaw(server.port);
+    connection.stopReading();
+    connection.send(head("GET", "/", { connection: "close" }));
+    await eventually("it has to wait", () => (streams[0]?.writableLength ?? 0) > 0);
+    const [socket] = server.sockets;
+    expect(socket?.writableLength).toBeLessThan(256 * KiB);
+    connection.readOn();
+    expect((await connection.answer())?.body.equals(numbered(8 * MiB))).toBe(true);
+    await connection.closed;
+  });
+
+  /** Fills the socket of a reader that stalls, and ends the answer with that, or goes on as long as it likes. */
+  const fillAndEnd = (sockets: ReadonlySet<Socket>, moreBytes: number) => (stream: HttpStream) => {
+    const [socket] = sockets;
+    const fill = () => {
+      stream.write(numbered(8 * KiB));
+      stream.flush();
+      if (socket?.writableLength === 0) setImmediate(fill);
+      else stream.end(numbered(moreBytes));
+    };
+    fill();
+  };
+
+  it.each([
+    ["its last bytes are in the socket", 1],
+    ["more of it waits", MiB],
+  ])("is cut when its reader takes nothing of it for 30 s: %s", async (_where, moreBytes) => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    const ended: HttpStream[] = [];
+    await using server = await startServer((stream) => {
+      fillAndEnd(server.sockets, moreBytes)(stream);
+      ended.push(stream);
+    });
+    using stalled = await openRaw(server.port);
+    stalled.stopReading();
+    stalled.send(head("GET", "/", { connection: "close" }));
+    await eventually("it is complete", () => ended[0]?.writableEnded === true);
+    const [socket] = server.sockets;
+    vi.advanceTimersByTime(29_000);
+    expect(socket?.destroyed).toBe(false);
+    vi.advanceTimersByTime(1000);
+    expect(socket?.destroyed).toBe(true);
+  });
+
+  it("closes the connection at once when its peer does, whatever else that has sent", async () => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    const streams: HttpStream[] = [];
+    await using server = await startServer((stream) => void streams.push(stream));
+    using connection = await openRaw(server.port);
+    connection.send(head("GET", "/", { connection: "close" }));
+    connection.send(Buffer.alloc(MiB));
+    const [socket] = server.sockets;
+    await eventually("it has to wait", () => socket?.isPaused() === true);
+    streams[0]?.end();
+    expect((await connection.answer())?.status).toBe(200);
+    await connection.closed;
+    await eventually("it is closed here too", () => socket?.destroyed === true);
+  });
+});
+
+describe("a body", () => {
+  it("is read no faster than somebody asks for it", async () => {
+    const streams: HttpStream[] = [];
+    await using server = await startServer((stream) => void streams.push(stream));
+    using connection = await openRaw(server.port);
+    const sent = numbered(16 * MiB);
+    connection.send(post("/", {}, sent));
+    const [socket] = server.sockets;
+    await eventually("it has to wait", () => socket?.isPaused() === true);
+    expect(socket?.bytesRead).toBeLessThan(256 * KiB);
+    const pieces: Buffer[] = [];
+    streams[0]?.readBody({
+      onData: (piece) => void pieces.push(piece),
+      onEnd: () => streams[0]?.end(),
+      onBroken: () => undefined,
+    });
+    expect((await connection.answer())?.status).toBe(200);
+    expect(Buffer.concat(pieces).equals(sent)).toBe(true);
+  });
+
+  it("that its sender breaks off is told as broken", async () => {
+    const { promise, resolve } = Promise.withResolvers<string>();
+    await using server = await startServer((stream) =>
+      stream.readBody({
+        onData: () => undefined,
+        onEnd: () => resolve("whole"),
+        onBroken: () => resolve("broken"),
+      }),
+    );
+    const connection = await openRaw(server.port);
+    connection.send(head("POST", "/", { "content-length": "9" }));
+    connection.send("abc");
+    connection.end();
+    expect(await promise).toBe("broken");
+  });
+
+  it("that turns out to be none is refused, and whoever reads it is told", async () => {
+    const { promise, resolve } = Promise.withResolvers<string>();
+    await using server = await startServer((stream) =>
+      stream.readBody({
+        onData: () => undefined,
+        onEnd: () => resolve("whole"),
+        onBroken: () => resolve("broken"),
+      }),
+    );
+    using connection = await openRaw(server.port);
+    connection.send(head("POST", "/", { "transfer-encoding": "chunked" }));
+    connection.send("1\r\nab\r\n");
+    expect(await promise).toBe("broken");
+    expect((await connection.answer())?.status).toBe(400);
+    await connection.closed;
+  });
+});
+
+describe("requests that wait behind the one that runs", () => {
+  it("are read no further than 64 KiB and a piece", async () => {
+    await using server = await startServer(() => undefined);
+    using connection = await openRaw(server.port);
+    connection.send(head("GET", "/").repeat(100_000));
+    const [socket] = server.sockets;
+    await eventually("they have to wait", () => socket?.isPaused() === true);
+    expect(socket?.bytesRead).toBeLessThan(256 * KiB);
+  });
+
+  it("are answered one by one, however many they are", async () => {
+    let running = 0;
+    await using server = await startServer((stream) => {
+      running += 1;
+      expect(running).toBe(1);
+      setImmediate(() => {
+        running -= 1;
+        stream.end();
+      });
+    });
+    using connection = await openRaw(server.port);
+    connection.send(head("GET", "/").repeat(5000));
+    connection.send(head("GET", "/", { connection: "close" }));
+    await connection.closed;
+    expect(connection.received.toString().match(/^HTTP\/1.1 200 OK\r$/gm)).toHaveLength(5001);
+    expect(server.bugs).toEqual([]);
+  });
+
+  it("get no answers that nobody reads", async () => {
+    let asked = 0;
+    await using server = await startServer((stream) => {
+      asked += 1;
+      stream.end(numbered(16 * KiB));
+    });
+    using connection = await openRaw(server.port);
+    connection.stopReading();
+    connection.send(head("GET", "/").repeat(50_000));
+    const [socket] = server.sockets;
+    await eventually("they have to wait", () => socket?.isPaused() === true);
+    expect(socket?.writableLength).toBeLessThan(256 * KiB);
+    const before = asked;
+    connection.readOn();
+    await eventually("it goes on", () => asked > before + 100);
+  });
+});
+
+describe("time", () => {
+  const later = (ms: number) => performance.now() + ms;
+
+  it("ends what is too slow with 408, and what idles without a word", async () => {
+    await using server = await startServer((stream) => {
+      if (stream.url === "/idle") stream.end();
+    });
+    const cases = [
+      { sent: "GET / HT", ms: 10_000, status: 408 },
+      { sent: head("POST", "/", { "content-length": "9" }), ms: 60_000, status: 408 },
+      { sent: head("GET", "/idle"), ms: 65_000, status: 200 },
+      { sent: `${head("GET", "/idle")}GET`, ms: 10_000, status: 200 },
+    ];
+    for (const { sent, ms, status } of cases) {
+      using connection = await openRaw(server.port);
+      connection.send(sent);
+      const session = server.sessions.at(-1);
+      const [socket] = [...server.sockets].slice(-1);
+      await eventually("it is read", () => socket?.bytesRead === sent.length);
+      if (status === 200) await connection.answer();
+      session?.checkTime(later(ms - 1000));
+      expect(socket?.writableEnded, sent).toBe(false);
+      session?.checkTime(later(ms));
+      expect((await connection.answer())?.status, sent).toBe(status);
+      await connection.closed;
+    }
+  });
+
+  it("does not end a request that waits for its answer", async () => {
+    const streams: HttpStream[] = [];
+    await using server = await startServer((stream) => void streams.push(stream));
+    using connection = await openRaw(server.port);
+    connection.send(post("/", {}, "body"));
+    await eventually("it is asked", () => streams.length === 1);
+    server.sessions[0]?.checkTime(later(3_600_000));
+    streams[0]?.end();
+    expect((await connection.answer())?.status).toBe(200);
+  });
+});

@@ -1,0 +1,279 @@
+import type { Socket } from "node:net";
+import { monotonicClock } from "../../lib/clock.ts";
+import { HttpStream, type StreamOwner, stallMs } from "../http-stream.ts";
+import { type MessageHead, MessageReader } from "./message-reader.ts";
+import { MessageWriter } from "./message-writer.ts";
+import { MessageFault } from "./protocol.ts";
+
+export interface Http1Options {
+  /** Characters of the head of a request. */
+  readonly headerBytesMax: number;
+  /** Called with the head of each request, when the answer before it is written. */
+  readonly onRequest: (stream: HttpStream) => void;
+  /** Called with an error that is a bug of ours; the connection is closed. */
+  readonly onBug: (error: unknown) => void;
+}
+
+const bounds = {
+  /** Header fields of a request, as over HTTP/2. */
+  fields: 128,
+  /** Bytes of requests that wait here to be read: a body that nobody asks for, requests behind the one that runs. */
+  unreadBytes: 64 * 1024,
+  /** Milliseconds for a head, and for a body behind it. */
+  headMs: 10_000,
+  bodyMs: 60_000,
+  /** Milliseconds that a connection may idle: longer than nginx keeps its own (60 s), so that it closes first. */
+  idleMs: 65_000,
+  /** Milliseconds that a peer gets to close the connection, once it was sent all. */
+  closingMs: 1000,
+} as const;
+
+/** What a client may expect before it sends its body. */
+const continues = "100-continue";
+
+const endless = { send: Number.POSITIVE_INFINITY, receive: Number.POSITIVE_INFINITY };
+
+/** One connection of HTTP/1.1 or 1.0 (RFC 9112), the server's side: one request at a time. */
+export class Http1Session implements StreamOwner {
+  readonly writer: MessageWriter;
+  sendWindow = Number.POSITIVE_INFINITY;
+  readonly #socket: Socket;
+  readonly #options: Http1Options;
+  readonly #reader: MessageReader;
+  /** The request that runs. */
+  #stream: HttpStream | undefined;
+  /** Whether its sender takes another answer on the connection. */
+  #persists = true;
+  /** Bytes of its body that nobody has read. */
+  #unread = 0;
+  /** Whether the first bytes of a head are here. */
+  #hasBegun = true;
+  #deadlineAt = monotonicClock() + bounds.headMs;
+  #isClosing = false;
+  #isOver = false;
+  #isAdvancing = false;
+  #closingTimer: NodeJS.Timeout | undefined;
+
+  constructor(socket: Socket, options: Http1Options) {
+    this.#socket = socket;
+    this.#options = options;
+    const { headerBytesMax } = options;
+    this.#reader = new MessageReader({ headerBytesMax, fieldsMax: bounds.fields });
+    this.writer = new MessageWriter(socket, {
+      onDrain: () => this.#onDrain(),
+      // Where the body of a request ends that is not whole may never be known.
+      isLast: () => this.#isClosing || !this.#persists || this.#stream?.remoteEnded === false,
+      keepAliveSeconds: bounds.idleMs / 1000,
+    });
+    socket
+      .on("data", (chunk: Buffer) => this.#onRead(chunk))
+      .on("error", ignore)
+      .once("end", () => socket.destroy())
+      .once("close", () => this.#onClosed());
+  }
+
+  get remoteAddress(): string | undefined {
+    return this.#socket.remoteAddress;
+  }
+
+  /** Takes no new request. The connection is closed when the one that runs is over. */
+  close(): void {
+    this.#isClosing = true;
+    if (this.#stream === undefined) this.#end();
+  }
+
+  /** Ends what has taken too long. Called every second or so. */
+  checkTime(now: number): void {
+    if (now < this.#deadlineAt || this.#isOver) return;
+    if (this.#stream === undefined && this.#reader.length === 0) this.#end();
+    else this.#refuse(new MessageFault(408, "the request took too long to arrive"));
+  }
+
+  // For its stream.
+
+  onWaiting(): void {}
+
+  onData(): void {}
+
+  onConsumed(_stream: HttpStream, bytes: number): void {
+    this.#unread -= bytes;
+    if (this.#socket.isPaused()) this.#bound();
+  }
+
+  cut(): void {
+    this.#isOver = true;
+    this.writer.flush();
+    this.#socket.destroy();
+    this.#loseStream();
+  }
+
+  refuseRest(): void {
+    this.#end();
+  }
+
+  onOver(stream: HttpStream): void {
+    this.#stream = undefined;
+    stream.onClosed();
+    this.writer.flush();
+    if (this.writer.saysClose) {
+      this.#end();
+      return;
+    }
+    this.#deadlineAt = monotonicClock() + bounds.idleMs;
+    this.#hasBegun = false;
+    // What came before its peer could know of the end is answered still.
+    if (this.#reader.length > 0) this.#advance();
+    if (this.#isClosing && this.#stream === undefined) this.#end();
+  }
+
+  // What the peer sends.
+
+  #onRead(chunk: Buffer): void {
+    if (this.#isOver) return;
+    this.#reader.add(chunk);
+    this.#advance();
+  }
+
+  #advance(): void {
+    if (this.#isAdvancing) return;
+    this.#isAdvancing = true;
+    try {
+      while (this.#step()) {}
+    } catch (error) {
+      if (error instanceof MessageFault) {
+        this.#refuse(error);
+      } else {
+        // It must not end the other connections.
+        this.#options.onBug(error);
+        this.cut();
+      }
+    }
+    this.#isAdvancing = false;
+    this.#bound();
+  }
+
+  /** Takes the next part of what was read. False when it has to wait. */
+  #step(): boolean {
+    if (this.#isOver) return false;
+    const stream = this.#stream;
+    if (stream === undefined) {
+      const head = this.#reader.readHead();
+      if (head !== undefined) {
+        this.#open(head);
+        return true;
+      }
+      if (this.#reader.length > 0 && !this.#hasBegun) {
+        this.#hasBegun = true;
+        this.#deadlineAt = monotonicClock() + bounds.headMs;
+      }
+      return false;
+    }
+    if (stream.remoteEnded) return false;
+    const piece = this.#reader.readBody();
+    if (piece !== undefined) {
+      this.#unread += piece.length;
+      stream.onData(piece);
+    } else if (this.#reader.bodyEnded) {
+      this.#onBodyEnd(stream);
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  #open(head: MessageHead): void {
+    const { httpVersion, method, target, headers } = head;
+    const expected = headers.expect?.toLowerCase() ?? continues;
+    if (expected !== continues) throw new MessageFault(417, "only 100-continue can be expected");
+    this.#persists = head.persists;
+    this.#unread = 0;
+    this.writer.begin(head);
+    const stream = new HttpStream(
+      this,
+      0,
+      {
+        httpVersion,
+        method,
+        path: target,
+        authority: headers.host,
+        headers,
+        contentLength: undefined,
+        tooLarge: false,
+      },
+      endless,
+    );
+    this.#stream = stream;
+    if (this.#reader.bodyEnded) {
+      this.#onBodyEnd(stream);
+    } else {
+      this.#deadlineAt = monotonicClock() + bounds.bodyMs;
+      const isAsked = headers.expect !== undefined && httpVersion === "1.1";
+      if (isAsked && this.#reader.length === 0) stream.writeContinue();
+    }
+    this.#options.onRequest(stream);
+  }
+
+  #onBodyEnd(stream: HttpStream): void {
+    this.#deadlineAt = Number.POSITIVE_INFINITY;
+    stream.onRemoteEnd();
+  }
+
+  /** Reads no further than what may wait here. */
+  #bound(): void {
+    const isFull = this.#unread + this.#reader.length > bounds.unreadBytes;
+    if (isFull && !this.#isOver) this.#socket.pause();
+    else if (this.#socket.isPaused()) this.#socket.resume();
+  }
+
+  #onDrain(): void {
+    const stream = this.#stream;
+    while (stream !== undefined && stream.writableLength > 0 && !this.writer.isBlocked) {
+      stream.sendWaiting();
+    }
+  }
+
+  /** Answers what is no request, if no answer has begun, and closes the connection. */
+  #refuse({ status, message }: MessageFault): void {
+    if (this.#stream?.headersSent !== true) {
+      this.writer.fault(status, `${JSON.stringify({ code: "invalid_argument", message })}\n`);
+    }
+    this.#end();
+  }
+
+  /**
+   * Closes the connection behind all that was written. What still comes is read and thrown away: if it were not, the peer could
+   * lose what it was told.
+   */
+  #end(): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.writer.flush();
+    this.#socket.end();
+    this.#socket.resume();
+    this.#awaitClose();
+    this.#loseStream();
+  }
+
+  #awaitClose(): void {
+    const { unsentBytes } = this.writer;
+    const onTime = () => {
+      if (this.writer.unsentBytes < unsentBytes) this.#awaitClose();
+      else this.#socket.destroy();
+    };
+    this.#closingTimer = setTimeout(onTime, unsentBytes > 0 ? stallMs : bounds.closingMs);
+  }
+
+  #onClosed(): void {
+    this.#isOver = true;
+    clearTimeout(this.#closingTimer);
+    this.#loseStream();
+  }
+
+  #loseStream(): void {
+    const stream = this.#stream;
+    this.#stream = undefined;
+    stream?.onClosed();
+  }
+}
+
+function ignore() {}
