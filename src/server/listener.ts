@@ -116,13 +116,14 @@ export function createListener(options: {
       if (sockets.size > 0) await new Promise<void>((resolve) => (whenEmpty = resolve));
     },
     async close() {
+      draining = true;
+      server.close();
       const closed = [...sockets].map(
         (socket) => new Promise((resolve) => socket.once("close", resolve)),
       );
       for (const socket of sockets) socket.destroy();
       await Promise.all(closed);
       clearInterval(look);
-      server.close();
     },
   };
 }

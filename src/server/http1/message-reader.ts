@@ -38,6 +38,10 @@ export class MessageReader {
   readonly #limits: MessageLimits;
   /** What came and is not read. */
   #bytes: Buffer = noBytes;
+  /** Bytes of memory behind it that are its own and free. */
+  #room = 0;
+  /** How far it was looked through for the end of a line or of a head. */
+  #looked = 0;
   #place: Place = "none";
   /** Bytes of the body, or of its chunk, that are still to come. */
   #missing = 0;
@@ -58,22 +62,35 @@ export class MessageReader {
     return this.#place === "none";
   }
 
+  /** At a cost that is linear, however small the chunks are. */
   add(chunk: Buffer): void {
-    this.#bytes = this.#bytes.length === 0 ? chunk : Buffer.concat([this.#bytes, chunk]);
+    const { length } = this;
+    if (length === 0) {
+      this.#bytes = chunk;
+      this.#room = 0;
+      return;
+    }
+    const needed = length + chunk.length;
+    if (this.#room < chunk.length) {
+      const larger = Buffer.allocUnsafeSlow(2 * needed);
+      this.#bytes.copy(larger);
+      this.#bytes = larger.subarray(0, length);
+      this.#room = larger.length - length;
+    }
+    this.#bytes = Buffer.from(this.#bytes.buffer, this.#bytes.byteOffset, needed);
+    this.#room -= chunk.length;
+    chunk.copy(this.#bytes, length);
   }
 
   /** The next head; undefined until it is whole. Only when the body before it has ended. */
   readHead(): MessageHead | undefined {
     this.#skipEmptyLines();
     const { headerBytesMax } = this.#limits;
-    const end = this.#bytes.indexOf(headEnd);
+    const end = this.#find(headEnd);
     if (end === -1 ? this.length > headerBytesMax : end > headerBytesMax) {
       throw new MessageFault(431, `the head must not exceed ${headerBytesMax} bytes`);
     }
-    if (end === -1) {
-      if (!isHeadSoFar.test(this.#bytes.toString("latin1"))) throw malformed();
-      return undefined;
-    }
+    if (end === -1) return undefined;
     const text = this.#bytes.toString("latin1", 0, end);
     this.#skip(end + headEnd.length);
     if (!isHead.test(text)) throw malformed();
@@ -160,16 +177,26 @@ export class MessageReader {
 
   /** undefined until it is whole. */
   #readLine(): string | undefined {
-    const end = this.#bytes.indexOf(crlf);
+    const end = this.#find(crlf);
     if (end === -1) {
       this.#mayBesides(this.length);
-      if (!isHeadSoFar.test(this.#bytes.toString("latin1"))) throw malformed();
       return undefined;
     }
     const line = this.#take(end).toString("latin1");
     this.#skip(crlf.length);
     if (line !== "" && !isHead.test(line)) throw malformed();
     return line;
+  }
+
+  /** Where the mark is that ends what is read next, or -1: then all that is here so far may belong to lines. */
+  #find(mark: Buffer): number {
+    const at = this.#bytes.indexOf(mark, Math.max(0, this.#looked - mark.length + 1));
+    if (at !== -1) return at;
+    // With the last byte that was looked at: it may be half of a line's end.
+    const text = this.#bytes.toString("latin1", Math.max(0, this.#looked - 1));
+    if (!isLines.test(text)) throw malformed();
+    this.#looked = this.length;
+    return -1;
   }
 
   #countBesides(bytes: number): void {
@@ -190,6 +217,7 @@ export class MessageReader {
   }
 
   #skip(bytes: number): void {
+    this.#looked = 0;
     this.#bytes = bytes === this.length ? noBytes : this.#bytes.subarray(bytes);
   }
 }
@@ -245,5 +273,5 @@ const crlf = Buffer.from("\r\n");
 const headEnd = Buffer.from("\r\n\r\n");
 /** Lines of visible characters, spaces and tabs, with CRLF between them and no empty one. */
 const isHead = /^[\t\x20-\x7e\x80-\xff]+(?:\r\n[\t\x20-\x7e\x80-\xff]+)*$/;
-/** What may become one. */
-const isHeadSoFar = /^(?:[\t\x20-\x7e\x80-\xff]+\r\n)*[\t\x20-\x7e\x80-\xff]*\r?$/;
+/** What may be a part of it, from any byte to any other. */
+const isLines = /^\n?(?:[\t\x20-\x7e\x80-\xff]|\r\n)*\r?$/;

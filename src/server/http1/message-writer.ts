@@ -69,12 +69,16 @@ export class MessageWriter extends SocketWriter implements StreamWriter {
     const status = Number(fields[1]);
     let text = statusLine(status);
     let hasLength = false;
+    this.saysClose = this.#isLast();
     for (let at = 2; at < fields.length; at += 2) {
+      if (fields[at] === "connection") {
+        this.saysClose ||= fields[at + 1]?.toLowerCase() === "close";
+        continue;
+      }
       text += toLine(fields[at], fields[at + 1]);
       hasLength ||= fields[at] === "content-length";
     }
     const { method, httpVersion } = this.#asked ?? { method: "GET", httpVersion: "1.0" };
-    this.saysClose = this.#isLast();
     if (method === "HEAD" || status === 204 || status === 304) {
       this.#framing = "none";
     } else if (hasLength) {
@@ -109,8 +113,10 @@ function statusLine(status: number): string {
   return `HTTP/1.1 ${status} ${reasonPhrases[status] ?? ""}\r\n`;
 }
 
-/** Throws for what would begin another line, whoever has let it through. */
+/** Throws for what would begin another line, or would when its upper bytes are cut off, whoever has let it through. */
 function toLine(name = "", value = ""): string {
-  if (/[\r\n\0]/.test(value)) throw new Error(`the field ${name} must be one line`);
+  if (!isFieldValue.test(value)) throw new Error(`the field ${name} must be one line`);
   return `${name}: ${value}\r\n`;
 }
+
+const isFieldValue = /^[\t\x20-\x7e\x80-\xff]*$/;

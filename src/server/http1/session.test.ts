@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { createServer, METHODS } from "node:http";
-import type { AddressInfo, Socket } from "node:net";
+import { type AddressInfo, connect, type Socket } from "node:net";
 import fc from "fast-check";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { eventually } from "../../../test/support/eventually.ts";
@@ -166,6 +166,15 @@ describe("requests", () => {
     expect(both.own.bugs).toEqual([]);
   });
 
+  it("are read byte by byte as in one piece", async () => {
+    await using both = await startBoth();
+    for (const bytes of fc.sample(request, { numRuns: 20, seed: 1 })) {
+      const { ours } = await both.read([bytes]);
+      const pieces = Array.from(bytes, (byte) => Buffer.of(byte));
+      expect((await both.read(pieces)).ours).toEqual(ours);
+    }
+  });
+
   it("that are broken are never read otherwise than by Node, and read no further", async () => {
     await using both = await startBoth();
     const change = fc.record({
@@ -199,6 +208,18 @@ describe("requests", () => {
 });
 
 describe("an answer", () => {
+  /** Fills the socket of a reader that stalls, and ends the answer with that, or goes on as long as it likes. */
+  const fillAndEnd = (sockets: ReadonlySet<Socket>, moreBytes: number) => (stream: HttpStream) => {
+    const [socket] = sockets;
+    const fill = () => {
+      stream.write(numbered(8 * KiB));
+      stream.flush();
+      if (socket?.writableLength === 0) setImmediate(fill);
+      else stream.end(numbered(moreBytes));
+    };
+    fill();
+  };
+
   const kept = "connection: keep-alive\r\nkeep-alive: timeout=65\r\n";
   const twoPieces = (stream: HttpStream) => {
     stream.write(Buffer.from("un"));
@@ -301,18 +322,71 @@ describe("an answer", () => {
   });
 
   it("that would say another line than it means is not sent, and harms no other connection", async () => {
+    const values = ["b\r\nx-c: d", "b\u010d\u010ax-c: d"];
     await using server = await startServer((stream) => {
-      if (stream.url === "/bad") stream.setHeader("x-a", "b\r\nx-c: d");
+      const value = values[Number(stream.url.slice(1))];
+      if (value !== undefined) stream.setHeader("x-a", value);
       stream.end();
     });
-    using bad = await openRaw(server.port);
-    bad.send(head("GET", "/bad"));
-    await bad.closed;
-    expect(bad.received.toString()).toBe("");
-    expect(server.bugs).toHaveLength(1);
+    for (const [index] of values.entries()) {
+      using bad = await openRaw(server.port);
+      bad.send(head("GET", `/${index}`));
+      await bad.closed;
+      expect(bad.received.toString()).toBe("");
+    }
+    expect(server.bugs).toHaveLength(2);
     using good = await openRaw(server.port);
-    good.send(head("GET", "/"));
+    good.send(head("GET", "/good"));
     expect((await good.answer())?.status).toBe(200);
+  });
+
+  it("closes the connection when it says so itself, and says it once", async () => {
+    await using server = await startServer((stream) => {
+      stream.setHeader("connection", "Close");
+      stream.end();
+    });
+    using connection = await openRaw(server.port);
+    connection.send(head("GET", "/"));
+    expect((await connection.answer())?.headers.connection).toBe("close");
+    await connection.closed;
+  });
+
+  it("that is complete is sent to the end to a peer who has nothing more to say", async () => {
+    const ended: HttpStream[] = [];
+    await using server = await startServer((stream) => {
+      fillAndEnd(server.sockets, 1)(stream);
+      ended.push(stream);
+    });
+    const client = connect({ port: server.port, allowHalfOpen: true });
+    client.write(head("GET", "/", { connection: "close" }));
+    await eventually("it is complete", () => ended[0]?.writableEnded === true);
+    client.end();
+    const [socket] = server.sockets;
+    await eventually("that is heard", () => socket?.readableEnded === true);
+    const received = Buffer.concat(await Array.fromAsync(client));
+    expect(received.subarray(-5).toString()).toBe("0\r\n\r\n");
+  });
+
+  it("is given time to be read as long as its reader goes on sending", async () => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    await using server = await startServer((stream) => {
+      stream.discardBody();
+      stream.resetAfterEnd();
+      stream.end();
+    });
+    const client = connect({ port: server.port, allowHalfOpen: true });
+    client.on("error", () => undefined);
+    client.write(head("POST", "/", { "content-length": "1000" }));
+    await once(client.resume(), "end");
+    const [socket] = server.sockets;
+    vi.advanceTimersByTime(900);
+    const before = socket?.bytesRead ?? 0;
+    client.write("more");
+    await eventually("it is read", () => (socket?.bytesRead ?? 0) > before);
+    vi.advanceTimersByTime(900);
+    expect(socket?.destroyed).toBe(false);
+    vi.advanceTimersByTime(100);
+    expect(socket?.destroyed).toBe(true);
   });
 
   it("waits for a slow reader without filling memory, and arrives whole", async () => {
@@ -332,18 +406,6 @@ describe("an answer", () => {
     expect((await connection.answer())?.body.equals(numbered(8 * MiB))).toBe(true);
     await connection.closed;
   });
-
-  /** Fills the socket of a reader that stalls, and ends the answer with that, or goes on as long as it likes. */
-  const fillAndEnd = (sockets: ReadonlySet<Socket>, moreBytes: number) => (stream: HttpStream) => {
-    const [socket] = sockets;
-    const fill = () => {
-      stream.write(numbered(8 * KiB));
-      stream.flush();
-      if (socket?.writableLength === 0) setImmediate(fill);
-      else stream.end(numbered(moreBytes));
-    };
-    fill();
-  };
 
   it.each([
     ["its last bytes are in the socket", 1],
@@ -400,6 +462,18 @@ describe("a body", () => {
     });
     expect((await connection.answer())?.status).toBe(200);
     expect(Buffer.concat(pieces).equals(sent)).toBe(true);
+  });
+
+  it("that nobody has read holds up no other request", async () => {
+    const streams: HttpStream[] = [];
+    await using server = await startServer((stream) => void streams.push(stream));
+    using connection = await openRaw(server.port);
+    connection.send(post("/", {}, numbered(100 * KiB)));
+    await eventually("it is whole", () => streams[0]?.remoteEnded === true);
+    streams[0]?.end();
+    await connection.answer();
+    connection.send(head("GET", "/next"));
+    await eventually("the next one runs", () => streams[1]?.url === "/next");
   });
 
   it("that its sender breaks off is told as broken", async () => {
@@ -464,21 +538,77 @@ describe("requests that wait behind the one that runs", () => {
     expect(server.bugs).toEqual([]);
   });
 
-  it("get no answers that nobody reads", async () => {
+  const trailers = (stream: HttpStream) => {
+    stream.addTrailers({ "x-end": "1" });
+    stream.end();
+  };
+  it.each<[string, string, (stream: HttpStream) => void]>([
+    ["with a body", "GET", (stream) => stream.end(numbered(16 * KiB))],
+    ["without one", "HEAD", (stream) => stream.end()],
+    ["with trailers only", "GET", trailers],
+  ])(
+    "get no answers that nobody reads: %s",
+    async (_what, method, onRequest) => {
+      let asked = 0;
+      await using server = await startServer((stream) => {
+        asked += 1;
+        onRequest(stream);
+      });
+      using connection = await openRaw(server.port);
+      connection.stopReading();
+      connection.send(head(method, "/").repeat(400_000));
+      const [socket] = server.sockets;
+      let before = -1;
+      while (asked > before) {
+        before = asked;
+        for (let turn = 0; turn < 50; turn += 1) await new Promise(setImmediate);
+      }
+      expect(socket?.isPaused()).toBe(true);
+      expect(socket?.writableLength).toBeLessThan(256 * KiB);
+      connection.readOn();
+      await eventually("it goes on", () => asked > before + 100);
+    },
+    30_000,
+  );
+
+  it("leave the process its time for others", async () => {
     let asked = 0;
     await using server = await startServer((stream) => {
       asked += 1;
-      stream.end(numbered(16 * KiB));
+      stream.end();
     });
+    const turns: number[] = [];
+    const count = () => {
+      turns.push(asked);
+      asked = 0;
+      counting = setImmediate(count);
+    };
+    let counting = setImmediate(count);
     using connection = await openRaw(server.port);
-    connection.stopReading();
-    connection.send(head("GET", "/").repeat(50_000));
-    const [socket] = server.sockets;
-    await eventually("they have to wait", () => socket?.isPaused() === true);
-    expect(socket?.writableLength).toBeLessThan(256 * KiB);
-    const before = asked;
-    connection.readOn();
-    await eventually("it goes on", () => asked > before + 100);
+    connection.send(head("GET", "/").repeat(1000));
+    connection.send(head("GET", "/", { connection: "close" }));
+    await connection.closed;
+    clearImmediate(counting);
+    expect(turns.reduce((sum, each) => sum + each, asked)).toBe(1001);
+    expect(Math.max(...turns)).toBeLessThanOrEqual(64);
+  });
+
+  it("are answered although the connection is closing, also one whose head is half here", async () => {
+    const streams: HttpStream[] = [];
+    await using server = await startServer((stream) => void streams.push(stream));
+    using connection = await openRaw(server.port);
+    const next = head("GET", "/next");
+    connection.send(head("GET", "/") + next.slice(0, 9));
+    await eventually("it runs", () => streams.length === 1);
+    streams[0]?.write(Buffer.from("x"));
+    server.sessions[0]?.close();
+    streams[0]?.end();
+    await connection.answer();
+    connection.send(next.slice(9));
+    await eventually("the next one runs", () => streams.length === 2);
+    streams[1]?.end();
+    expect((await connection.answer(1))?.headers.connection).toBe("close");
+    await connection.closed;
   });
 });
 

@@ -24,8 +24,11 @@ const bounds = {
   bodyMs: 60_000,
   /** Milliseconds that a connection may idle: longer than nginx keeps its own (60 s), so that it closes first. */
   idleMs: 65_000,
-  /** Milliseconds that a peer gets to close the connection, once it was sent all. */
+  /** Requests that are taken up behind one another before the process has a look at others. */
+  requestsPerTurn: 32,
+  /** Milliseconds that a peer gets to close the connection, once it was sent all: anew while it goes on sending, and at most. */
   closingMs: 1000,
+  lingerMs: 10_000,
 } as const;
 
 /** What a client may expect before it sends its body. */
@@ -52,7 +55,10 @@ export class Http1Session implements StreamOwner {
   #isClosing = false;
   #isOver = false;
   #isAdvancing = false;
+  /** Requests since the last read. */
+  #taken = 0;
   #closingTimer: NodeJS.Timeout | undefined;
+  #lingersUntil = 0;
 
   constructor(socket: Socket, options: Http1Options) {
     this.#socket = socket;
@@ -68,7 +74,7 @@ export class Http1Session implements StreamOwner {
     socket
       .on("data", (chunk: Buffer) => this.#onRead(chunk))
       .on("error", ignore)
-      .once("end", () => socket.destroy())
+      .once("end", () => this.#onPeerEnd())
       .once("close", () => this.#onClosed());
   }
 
@@ -76,16 +82,17 @@ export class Http1Session implements StreamOwner {
     return this.#socket.remoteAddress;
   }
 
-  /** Takes no new request. The connection is closed when the one that runs is over. */
+  /** Takes no new request but those that are here already. The connection is closed when they are over. */
   close(): void {
     this.#isClosing = true;
-    if (this.#stream === undefined) this.#end();
+    if (this.#isIdle()) this.#end();
   }
 
   /** Ends what has taken too long. Called every second or so. */
   checkTime(now: number): void {
     if (now < this.#deadlineAt || this.#isOver) return;
-    if (this.#stream === undefined && this.#reader.length === 0) this.#end();
+    // Whose answers nobody reads is told no more.
+    if (this.#isIdle() || this.writer.isBlocked) this.#end();
     else this.#refuse(new MessageFault(408, "the request took too long to arrive"));
   }
 
@@ -114,6 +121,7 @@ export class Http1Session implements StreamOwner {
   onOver(stream: HttpStream): void {
     this.#stream = undefined;
     stream.onClosed();
+    this.#unread = 0;
     this.writer.flush();
     if (this.writer.saysClose) {
       this.#end();
@@ -121,16 +129,19 @@ export class Http1Session implements StreamOwner {
     }
     this.#deadlineAt = monotonicClock() + bounds.idleMs;
     this.#hasBegun = false;
-    // What came before its peer could know of the end is answered still.
-    if (this.#reader.length > 0) this.#advance();
-    if (this.#isClosing && this.#stream === undefined) this.#end();
+    this.#advance();
+    if (this.#isClosing && this.#isIdle()) this.#end();
   }
 
   // What the peer sends.
 
   #onRead(chunk: Buffer): void {
-    if (this.#isOver) return;
+    if (this.#isOver) {
+      if (monotonicClock() < this.#lingersUntil) this.#closingTimer?.refresh();
+      return;
+    }
     this.#reader.add(chunk);
+    this.#taken = 0;
     this.#advance();
   }
 
@@ -140,16 +151,17 @@ export class Http1Session implements StreamOwner {
     try {
       while (this.#step()) {}
     } catch (error) {
-      if (error instanceof MessageFault) {
-        this.#refuse(error);
-      } else {
-        // It must not end the other connections.
-        this.#options.onBug(error);
-        this.cut();
-      }
+      if (error instanceof MessageFault) this.#refuse(error);
+      else this.#fail(error);
     }
     this.#isAdvancing = false;
     this.#bound();
+  }
+
+  /** A bug must not end the other connections. */
+  #fail(error: unknown): void {
+    this.#options.onBug(error);
+    this.cut();
   }
 
   /** Takes the next part of what was read. False when it has to wait. */
@@ -157,12 +169,14 @@ export class Http1Session implements StreamOwner {
     if (this.#isOver) return false;
     const stream = this.#stream;
     if (stream === undefined) {
+      // Somebody who reads no answers gets no more of them.
+      if (this.#reader.length === 0 || this.writer.isBlocked || !this.#mayTake()) return false;
       const head = this.#reader.readHead();
       if (head !== undefined) {
         this.#open(head);
         return true;
       }
-      if (this.#reader.length > 0 && !this.#hasBegun) {
+      if (!this.#isIdle() && !this.#hasBegun) {
         this.#hasBegun = true;
         this.#deadlineAt = monotonicClock() + bounds.headMs;
       }
@@ -181,7 +195,20 @@ export class Http1Session implements StreamOwner {
     return true;
   }
 
+  #mayTake(): boolean {
+    if (this.#taken < bounds.requestsPerTurn) return true;
+    if (this.#taken === bounds.requestsPerTurn) {
+      setImmediate(() => {
+        this.#taken = 0;
+        this.#advance();
+      });
+    }
+    this.#taken += 1;
+    return false;
+  }
+
   #open(head: MessageHead): void {
+    this.#taken += 1;
     const { httpVersion, method, target, headers } = head;
     const expected = headers.expect?.toLowerCase() ?? continues;
     if (expected !== continues) throw new MessageFault(417, "only 100-continue can be expected");
@@ -227,9 +254,25 @@ export class Http1Session implements StreamOwner {
 
   #onDrain(): void {
     const stream = this.#stream;
-    while (stream !== undefined && stream.writableLength > 0 && !this.writer.isBlocked) {
-      stream.sendWaiting();
+    try {
+      while (stream !== undefined && stream.writableLength > 0 && !this.writer.isBlocked) {
+        stream.sendWaiting();
+      }
+    } catch (error) {
+      this.#fail(error);
     }
+    this.#advance();
+  }
+
+  /** Nobody waits for an answer, and none is asked for. */
+  #isIdle(): boolean {
+    return this.#stream === undefined && this.#reader.length === 0;
+  }
+
+  /** Who leaves a running request has left; but an answer that is complete may still be read. */
+  #onPeerEnd(): void {
+    if (this.#stream === undefined && this.writer.unsentBytes > 0) this.#end();
+    else this.#socket.destroy();
   }
 
   /** Answers what is no request, if no answer has begun, and closes the connection. */
@@ -250,6 +293,7 @@ export class Http1Session implements StreamOwner {
     this.writer.flush();
     this.#socket.end();
     this.#socket.resume();
+    this.#lingersUntil = monotonicClock() + bounds.lingerMs;
     this.#awaitClose();
     this.#loseStream();
   }
