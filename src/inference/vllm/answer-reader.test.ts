@@ -129,6 +129,22 @@ it("keeps the order of what one read brings, however it is written", () => {
   ]);
 });
 
+it("keeps the texts of answers apart that are read in turn, before anybody asks for them", () => {
+  const shapes = new ChunkShapes();
+  const readers = [0, 1].map(() => new AnswerReader(100, shapes));
+  const texts = ["a", "b", "c", "d"];
+  for (const text of ["", ...texts])
+    for (const [index, reader] of readers.entries()) {
+      const bytes = toBytes(delta({ content: text === "" ? "" : `${text}${index}` }));
+      reader.read(bytes, 0, bytes.length);
+    }
+  for (const [index, reader] of readers.entries()) {
+    const text = texts.map((each) => `${each}${index}`).join("");
+    expect(reader.parts.shift()).toEqual({ type: "text-delta", text });
+    expect(reader.parts.shift()).toBeUndefined();
+  }
+});
+
 describe("AnswerReader reads the shapes of other versions", () => {
   it.each([
     ["reasoning", { reasoning: "hm" }],

@@ -13,19 +13,18 @@ import { PartQueue } from "./part-queue.ts";
  * sockets, time or consumers.
  */
 export class AnswerReader implements ChunkSink {
-  readonly parts = new PartQueue();
   /** Events seen: progress, which bytes alone are not. */
   eventCount = 0;
   /** `[DONE]` has come after a finish reason, and `end` is the last part. */
   done = false;
 
+  readonly #parts = new PartQueue();
   readonly #decoder = new SseDecoder((data) => this.#onEvent(data));
   readonly #eventCountMax: number;
   readonly #calls = new Set<number>();
   readonly #shapes: ChunkShapes;
   #bytesLeft: number;
   #shapesLeft = SHAPES_PER_ANSWER;
-  #gatheredType: Said["type"] = "text-delta";
   readonly #usage = { ...noUsage };
   #finishReason: FinishReason | undefined;
 
@@ -37,6 +36,11 @@ export class AnswerReader implements ChunkSink {
     this.#shapes = shapes;
     this.#eventCountMax = EVENTS_PER_ANSWER + maxTokens * EVENTS_PER_TOKEN;
     this.#bytesLeft = BYTES_PER_ANSWER + maxTokens * BYTES_PER_TOKEN;
+  }
+
+  get parts(): PartQueue {
+    this.#pushText();
+    return this.#parts;
   }
 
   get usage(): Usage {
@@ -52,19 +56,15 @@ export class AnswerReader implements ChunkSink {
     if (this.#bytesLeft < 0) throw corrupt(TOO_LONG, "too many bytes");
     const decoder = this.#decoder;
     let at = start;
-    try {
-      while (at < end) {
-        const next = decoder.isBetweenEvents ? this.#shapes.match(bytes, at, end) : -1;
-        if (next === -1) at = this.#decode(bytes, at, end);
-        else {
-          decoder.passEvent();
-          this.#countEvent();
-          this.#onKnownEvent(bytes);
-          at = next;
-        }
+    while (at < end) {
+      const next = decoder.isBetweenEvents ? this.#shapes.match(bytes, at, end) : -1;
+      if (next === -1) at = this.#decode(bytes, at, end);
+      else {
+        decoder.passEvent();
+        this.#countEvent();
+        this.#onKnownEvent(bytes);
+        at = next;
       }
-    } finally {
-      this.#pushText();
     }
   }
 
@@ -112,27 +112,35 @@ export class AnswerReader implements ChunkSink {
       this.#gatherText(said.type, bytes, said.textStart, said.textEnd);
     } else if (said.escapedText !== "") {
       this.#pushText();
-      this.parts.pushText(said.type, said.escapedText);
+      this.#parts.pushText(said.type, said.escapedText);
     }
     if (said.finishReason !== undefined) this.onFinish(said.finishReason);
   }
 
-  /** Texts that came together become one string: for each, it would cost more than reading its event. */
+  /**
+   * Texts that came together, which is until somebody asks for parts, become one string: one for each would cost more than
+   * reading its event.
+   */
   #gatherText(type: Said["type"], bytes: Buffer, start: number, end: number): void {
-    const isFull = gatheredBytes + end - start > gathered.length;
-    if (type !== this.#gatheredType || isFull) this.#pushText();
-    this.#gatheredType = type;
-    if (end - start > gathered.length) {
-      this.parts.pushText(type, bytes.toString("utf8", start, end));
+    const isFull = gathered.length + end - start > gathered.bytes.length;
+    if (gathered.by !== this || gathered.type !== type || isFull) {
+      if (gathered.by !== undefined) gathered.by.#pushText();
+      gathered.by = this;
+      gathered.type = type;
+    }
+    if (end - start > gathered.bytes.length) {
+      this.#parts.pushText(type, bytes.toString("utf8", start, end));
       return;
     }
-    for (let at = start; at < end; at += 1) gathered[gatheredBytes++] = bytes[at] ?? 0;
+    for (let at = start; at < end; at += 1) gathered.bytes[gathered.length++] = bytes[at] ?? 0;
   }
 
   #pushText(): void {
-    if (gatheredBytes === 0) return;
-    this.parts.pushText(this.#gatheredType, gathered.toString("utf8", 0, gatheredBytes));
-    gatheredBytes = 0;
+    if (gathered.by !== this) return;
+    const { type, bytes, length } = gathered;
+    gathered.by = undefined;
+    gathered.length = 0;
+    if (length > 0) this.#parts.pushText(type, bytes.toString("utf8", 0, length));
   }
 
   #onDone(): void {
@@ -143,7 +151,7 @@ export class AnswerReader implements ChunkSink {
         "[DONE] without a finish reason",
       );
     this.done = true;
-    this.parts.pushEnd({ type: "end", finishReason: this.#finishReason });
+    this.#parts.pushEnd({ type: "end", finishReason: this.#finishReason });
   }
 
   onUsage(usage: Usage): void {
@@ -151,18 +159,18 @@ export class AnswerReader implements ChunkSink {
   }
 
   onText(type: "text-delta" | "reasoning-delta", text: string): void {
-    this.parts.pushText(type, text);
+    this.#parts.pushText(type, text);
   }
 
   onToolCall(index: number, id: string, name: string, text: string): void {
     if (this.#calls.has(index)) {
-      if (text !== "") this.parts.pushToolCall(index, text, {});
+      if (text !== "") this.#parts.pushToolCall(index, text, {});
       return;
     }
     if (name === "") throw unreadable("tool call name", undefined);
     this.#calls.add(index);
     // The answer to a call is found by its id, and some tool parsers of vLLM forget it.
-    this.parts.pushToolCall(index, text, { id: id || `call-${randomUUID()}`, name });
+    this.#parts.pushToolCall(index, text, { id: id || `call-${randomUUID()}`, name });
   }
 
   onFinish(reason: FinishReason): void {
@@ -171,9 +179,13 @@ export class AnswerReader implements ChunkSink {
   }
 }
 
-/** The texts of one read that came one behind the other: one for all answers, as each is read without a pause. */
-const gathered = Buffer.allocUnsafeSlow(16 * 1024);
-let gatheredBytes = 0;
+/** Texts that came one behind the other, of one answer at a time: there is one for all, as nearly always they are asked for at once. */
+const gathered: {
+  by: AnswerReader | undefined;
+  type: Said["type"];
+  bytes: Buffer;
+  length: number;
+} = { by: undefined, type: "text-delta", bytes: Buffer.allocUnsafeSlow(16 * 1024), length: 0 };
 
 const TOO_LONG = "the engine answered more than it was asked for";
 
