@@ -78,8 +78,8 @@ const plan: readonly {
   { load: saturated, repeated: [...outside, ...both(grpcStream), [twoProcesses, grpcStream]] },
   {
     load: calls10,
-    repeated: [...outside, ...[jsonCall, grpcCall, binaryCall, webCall].flatMap(both)],
-    once: [...both(http1Call), ["product", aliasCall]],
+    repeated: [...outside, ...[jsonCall, grpcCall, binaryCall, webCall, http1Call].flatMap(both)],
+    once: [["product", aliasCall]],
   },
   { load: calls64, repeated: [], once: [...outside, ...both(jsonCall), [twoProcesses, jsonCall]] },
 ];
