@@ -72,7 +72,8 @@ export class MessageReader {
     }
     const needed = length + chunk.length;
     if (this.#room < chunk.length) {
-      const larger = Buffer.allocUnsafeSlow(2 * needed);
+      // What is longer is no head: its peer is not read on.
+      const larger = Buffer.allocUnsafeSlow(needed > doubledMax ? needed : 2 * needed);
       this.#bytes.copy(larger);
       this.#bytes = larger.subarray(0, length);
       this.#room = larger.length - length;
@@ -268,6 +269,7 @@ function malformed(): MessageFault {
   return new MessageFault(400, "the request is not valid HTTP/1.1");
 }
 
+const doubledMax = 64 * 1024;
 const noBytes = Buffer.alloc(0);
 const crlf = Buffer.from("\r\n");
 const headEnd = Buffer.from("\r\n\r\n");

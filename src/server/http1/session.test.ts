@@ -593,7 +593,7 @@ describe("requests that wait behind the one that runs", () => {
     expect(Math.max(...turns)).toBeLessThanOrEqual(64);
   });
 
-  it("are answered although the connection is closing, also one whose head is half here", async () => {
+  it("get one more answer when the connection is closing, also one whose head is half here", async () => {
     const streams: HttpStream[] = [];
     await using server = await startServer((stream) => void streams.push(stream));
     using connection = await openRaw(server.port);
@@ -608,6 +608,19 @@ describe("requests that wait behind the one that runs", () => {
     await eventually("the next one runs", () => streams.length === 2);
     streams[1]?.end();
     expect((await connection.answer(1))?.headers.connection).toBe("close");
+    await connection.closed;
+  });
+
+  it("do not hold up the end when they turn out to be an empty line", async () => {
+    const streams: HttpStream[] = [];
+    await using server = await startServer((stream) => void streams.push(stream));
+    using connection = await openRaw(server.port);
+    connection.send(`${head("GET", "/")}\r`);
+    await eventually("it runs", () => streams.length === 1);
+    streams[0]?.end();
+    await connection.answer();
+    server.sessions[0]?.close();
+    connection.send("\n");
     await connection.closed;
   });
 });

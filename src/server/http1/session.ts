@@ -82,7 +82,7 @@ export class Http1Session implements StreamOwner {
     return this.#socket.remoteAddress;
   }
 
-  /** Takes no new request but those that are here already. The connection is closed when they are over. */
+  /** Closes the connection behind the next answer that begins: that says so. */
   close(): void {
     this.#isClosing = true;
     if (this.#isIdle()) this.#end();
@@ -130,7 +130,6 @@ export class Http1Session implements StreamOwner {
     this.#deadlineAt = monotonicClock() + bounds.idleMs;
     this.#hasBegun = false;
     this.#advance();
-    if (this.#isClosing && this.#isIdle()) this.#end();
   }
 
   // What the peer sends.
@@ -155,6 +154,7 @@ export class Http1Session implements StreamOwner {
       else this.#fail(error);
     }
     this.#isAdvancing = false;
+    if (this.#isClosing && this.#isIdle()) this.#end();
     this.#bound();
   }
 
@@ -269,7 +269,7 @@ export class Http1Session implements StreamOwner {
     return this.#stream === undefined && this.#reader.length === 0;
   }
 
-  /** Who leaves a running request has left; but an answer that is complete may still be read. */
+  /** Who says no more while a request runs has left, as over HTTP/2; but what is in the socket already may still be read. */
   #onPeerEnd(): void {
     if (this.#stream === undefined && this.writer.unsentBytes > 0) this.#end();
     else this.#socket.destroy();
