@@ -35,12 +35,11 @@ export function boundDeadline(
   const isGrpc = /^application\/grpc/i.test(headers["content-type"] ?? "");
   const name = isGrpc ? grpcHeader : connectHeader;
   const toValue = (ms: number) => (isGrpc ? `${ms}m` : String(ms));
-  const given = headers[name];
-  if (given === undefined) {
+  const value = headers[name];
+  if (value === undefined) {
     const ms = Math.min(defaultMs, maxMs);
     return { ms, isValid: true, header: [name, toValue(ms)] };
   }
-  const value = String(given);
   const givenMs = isGrpc ? parseGrpcTimeout(value) : parseConnectTimeout(value);
   if (givenMs === undefined) {
     return { ms: Math.min(defaultMs, maxMs), isValid: false, header: [name, value] };

@@ -41,6 +41,9 @@ const fieldNames = new Map<string, string>();
 const fieldNamesMax = 256;
 const fieldNameLengthMax = 64;
 
+/** Fields of a request, over any HTTP: what Node allows over HTTP/2. */
+export const fieldsMax = 128;
+
 export const isToken = /^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/;
 /** No space and no control character; bytes beyond ASCII are for others to judge. */
 export const isVisible = /^[\x21-\x7e\x80-\xff]*$/;

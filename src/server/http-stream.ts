@@ -10,6 +10,16 @@ export interface BodyReader {
   onBroken(): void;
 }
 
+/** What a connection is told when it begins. */
+export interface SessionOptions {
+  /** Characters of all header fields of a request. */
+  readonly headerBytesMax: number;
+  /** Called with the head of each request. */
+  readonly onRequest: (stream: HttpStream) => void;
+  /** Called with an error that is a bug of ours; the connection is closed. */
+  readonly onBug: (error: unknown) => void;
+}
+
 /** What comes before a request's body. */
 export interface StreamHead {
   readonly httpVersion: "1.0" | "1.1" | "2.0";

@@ -16,7 +16,7 @@ export interface RequestHead {
   readonly headersTooLarge: boolean;
 }
 
-/** Characters of all header fields. Node refuses more over HTTP/1.1 itself. */
+/** Characters of all header fields. Over HTTP/1.1, of the whole head: there its connection refuses more. */
 export const headerBytesMax = 16_384;
 
 /**

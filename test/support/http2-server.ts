@@ -1,7 +1,7 @@
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
-import type { HttpStream } from "../../src/server/http-stream.ts";
-import { type Http2Options, Http2Session } from "../../src/server/http2/session.ts";
+import type { HttpStream, SessionOptions } from "../../src/server/http-stream.ts";
+import { Http2Session } from "../../src/server/http2/session.ts";
 import { eventually } from "./eventually.ts";
 import {
   flags,
@@ -20,7 +20,7 @@ export function startServer(onRequest: (stream: HttpStream) => void) {
 
 /** The same, with sessions of either protocol. */
 export async function startSessions<Session>(
-  Session: new (socket: Socket, options: Http2Options) => Session,
+  Session: new (socket: Socket, options: SessionOptions) => Session,
   onRequest: (stream: HttpStream) => void,
 ) {
   const sessions: Session[] = [];

@@ -38,6 +38,7 @@ export class AnswerReader implements ChunkSink {
     this.#bytesLeft = BYTES_PER_ANSWER + maxTokens * BYTES_PER_TOKEN;
   }
 
+  /** What has come and nobody has taken. */
   get parts(): PartQueue {
     this.#pushText();
     return this.#parts;

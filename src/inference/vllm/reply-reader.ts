@@ -1,4 +1,5 @@
 import type { IncomingHttpHeaders } from "node:http";
+import { parseChunkSize, saysClose, withoutPadding } from "../../lib/http1-grammar.ts";
 
 /** Who is told of a reply while it is read. Must not throw. */
 export interface ReplySink {
@@ -137,9 +138,9 @@ export class ReplyReader {
 
   /** Extensions of a chunk are allowed, and say nothing to us. */
   #readSizeLine(line: string): void {
-    const [, digits] = /^([0-9a-fA-F]{1,8})[ \t]*(?:;.*)?$/.exec(line) ?? [];
-    if (digits === undefined) throw new Error("a chunk without its size");
-    this.#beginChunk(Number.parseInt(digits, 16));
+    const size = parseChunkSize(line);
+    if (size === undefined) throw new Error("a chunk without its size");
+    this.#beginChunk(size);
   }
 
   #readHead(text: string): void {
@@ -178,8 +179,7 @@ function parseHead(head: string): Head {
   if (status === 101) throw new Error("another protocol, which nobody asked for");
   const headers = readHeaders(lines);
   const bodyBytes = bodyBytesOf(status, headers);
-  const isLast = /(?:^|,)[ \t]*close[ \t]*(?:,|$)/i.test(headers.connection ?? "");
-  const keepsConnection = minor === "1" && !isLast && bodyBytes !== "open";
+  const keepsConnection = minor === "1" && !saysClose(headers.connection) && bodyBytes !== "open";
   return { status, headers, keepsConnection, bodyBytes };
 }
 
@@ -223,16 +223,6 @@ function readHeaders(lines: readonly string[]): Record<string, string> {
 
 // biome-ignore lint/suspicious/noControlCharactersInRegex: what must not be in a value is what this is about.
 const HEADER = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+):([^\0-\x08\x0a-\x1f\x7f]*)$/;
-
-/** Not by an expression: what looks for spaces at an end takes quadratic time for many that are not there. */
-function withoutPadding(text: string): string {
-  const isPadding = (at: number) => text[at] === " " || text[at] === "\t";
-  let start = 0;
-  let end = text.length;
-  while (start < end && isPadding(start)) start += 1;
-  while (end > start && isPadding(end - 1)) end -= 1;
-  return text.slice(start, end);
-}
 
 /** Both as Node's own parser has them by default: 16 KiB. */
 const HEAD_BYTES_MAX = 16 * 1024;

@@ -1,3 +1,4 @@
+import { parseChunkSize, saysClose, withoutPadding } from "../../lib/http1-grammar.ts";
 import {
   addField,
   type Fields,
@@ -7,15 +8,12 @@ import {
   noFields,
   toFieldName,
 } from "../http-fields.ts";
+import type { StreamHead } from "../http-stream.ts";
 import { MessageFault } from "./protocol.ts";
 
-/** What comes before a request's body. */
-export interface MessageHead {
+/** Of HTTP/1.1. Its path is the request target as it was sent. */
+export interface MessageHead extends StreamHead {
   readonly httpVersion: "1.0" | "1.1";
-  readonly method: string;
-  /** The request target as it was sent. */
-  readonly target: string;
-  readonly headers: Fields;
   /** Whether its sender takes another answer on the connection. */
   readonly persists: boolean;
 }
@@ -108,8 +106,17 @@ export class MessageReader {
       if (!addField(headers, name, value)) throw malformed();
     }
     this.#startBody(headers, httpVersion);
-    const persists = httpVersion === "1.1" && !saysClose(headers.connection ?? "");
-    return { httpVersion, method, target, headers, persists };
+    return {
+      httpVersion,
+      method,
+      path: target,
+      authority: headers.host,
+      headers,
+      // What its body says of itself, and its size, were judged here.
+      contentLength: undefined,
+      tooLarge: false,
+      persists: httpVersion === "1.1" && !saysClose(headers.connection),
+    };
   }
 
   /** The next piece of the body, never an empty one; undefined when it has ended or more must come. */
@@ -133,10 +140,10 @@ export class MessageReader {
         case "chunkSize": {
           const line = this.#readLine();
           if (line === undefined) return undefined;
-          const size = /^([0-9A-Fa-f]{1,8})[ \t]*(?:;.*)?$/.exec(line)?.[1];
+          const size = parseChunkSize(line);
           if (size === undefined) throw malformed();
-          this.#countBesides(line.length - size.length);
-          this.#missing = Number.parseInt(size, 16);
+          this.#countBesides(line.length - line.search(/[^0-9a-fA-F]|$/));
+          this.#missing = size;
           this.#place = this.#missing === 0 ? "trailers" : "chunk";
           break;
         }
@@ -240,29 +247,12 @@ function parseField(line: string) {
   const colon = line.indexOf(":");
   const name = toFieldName(line.slice(0, Math.max(0, colon)));
   if (name === undefined) throw malformed();
-  return { name, value: trim(line, colon + 1) };
-}
-
-/** Without the spaces and tabs around it, and no more: those of Unicode are part of a value. */
-function trim(line: string, from: number): string {
-  let start = from;
-  let end = line.length;
-  while (start < end && isBlank(line.charCodeAt(start))) start += 1;
-  while (end > start && isBlank(line.charCodeAt(end - 1))) end -= 1;
-  return line.slice(start, end);
-}
-
-function isBlank(code: number): boolean {
-  return code === 0x20 || code === 0x09;
+  return { name, value: withoutPadding(line, colon + 1) };
 }
 
 /** Fields that say where a request ends, or whose it is, are there once. */
 function isFraming(name: string): boolean {
   return name === "content-length" || name === "transfer-encoding" || name === "host";
-}
-
-function saysClose(connection: string): boolean {
-  return connection.split(",").some((option) => option.trim().toLowerCase() === "close");
 }
 
 function malformed(): MessageFault {

@@ -445,6 +445,18 @@ describe("an answer", () => {
 });
 
 describe("a body", () => {
+  /** How the body of a request has ended, and who reads it. */
+  const hearOfEnd = () => {
+    const { promise, resolve } = Promise.withResolvers<"whole" | "broken">();
+    const onRequest = (stream: HttpStream) =>
+      stream.readBody({
+        onData: () => undefined,
+        onEnd: () => resolve("whole"),
+        onBroken: () => resolve("broken"),
+      });
+    return { promise, onRequest };
+  };
+
   it("is read no faster than somebody asks for it", async () => {
     const streams: HttpStream[] = [];
     await using server = await startServer((stream) => void streams.push(stream));
@@ -476,15 +488,17 @@ describe("a body", () => {
     await eventually("the next one runs", () => streams[1]?.url === "/next");
   });
 
+  it("may come in any number of chunks", async () => {
+    await using server = await startServer(echo);
+    using connection = await openRaw(server.port);
+    connection.send(head("POST", "/", { "transfer-encoding": "chunked" }));
+    connection.send(`${"1\r\nx\r\n".repeat(20_000)}0\r\n\r\n`);
+    expect((await connection.answer())?.body.toString()).toBe("x".repeat(20_000));
+  });
+
   it("that its sender breaks off is told as broken", async () => {
-    const { promise, resolve } = Promise.withResolvers<string>();
-    await using server = await startServer((stream) =>
-      stream.readBody({
-        onData: () => undefined,
-        onEnd: () => resolve("whole"),
-        onBroken: () => resolve("broken"),
-      }),
-    );
+    const { promise, onRequest } = hearOfEnd();
+    await using server = await startServer(onRequest);
     const connection = await openRaw(server.port);
     connection.send(head("POST", "/", { "content-length": "9" }));
     connection.send("abc");
@@ -493,14 +507,8 @@ describe("a body", () => {
   });
 
   it("that turns out to be none is refused, and whoever reads it is told", async () => {
-    const { promise, resolve } = Promise.withResolvers<string>();
-    await using server = await startServer((stream) =>
-      stream.readBody({
-        onData: () => undefined,
-        onEnd: () => resolve("whole"),
-        onBroken: () => resolve("broken"),
-      }),
-    );
+    const { promise, onRequest } = hearOfEnd();
+    await using server = await startServer(onRequest);
     using connection = await openRaw(server.port);
     connection.send(head("POST", "/", { "transfer-encoding": "chunked" }));
     connection.send("1\r\nab\r\n");

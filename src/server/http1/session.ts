@@ -1,22 +1,12 @@
 import type { Socket } from "node:net";
 import { monotonicClock } from "../../lib/clock.ts";
-import { HttpStream, type StreamOwner, stallMs } from "../http-stream.ts";
+import { fieldsMax } from "../http-fields.ts";
+import { HttpStream, type SessionOptions, type StreamOwner, stallMs } from "../http-stream.ts";
 import { type MessageHead, MessageReader } from "./message-reader.ts";
 import { MessageWriter } from "./message-writer.ts";
 import { MessageFault } from "./protocol.ts";
 
-export interface Http1Options {
-  /** Characters of the head of a request. */
-  readonly headerBytesMax: number;
-  /** Called with the head of each request, when the answer before it is written. */
-  readonly onRequest: (stream: HttpStream) => void;
-  /** Called with an error that is a bug of ours; the connection is closed. */
-  readonly onBug: (error: unknown) => void;
-}
-
 const bounds = {
-  /** Header fields of a request, as over HTTP/2. */
-  fields: 128,
   /** Bytes of requests that wait here to be read: a body that nobody asks for, requests behind the one that runs. */
   unreadBytes: 64 * 1024,
   /** Milliseconds for a head, and for a body behind it. */
@@ -41,7 +31,7 @@ export class Http1Session implements StreamOwner {
   readonly writer: MessageWriter;
   sendWindow = Number.POSITIVE_INFINITY;
   readonly #socket: Socket;
-  readonly #options: Http1Options;
+  readonly #options: SessionOptions;
   readonly #reader: MessageReader;
   /** The request that runs. */
   #stream: HttpStream | undefined;
@@ -60,11 +50,11 @@ export class Http1Session implements StreamOwner {
   #closingTimer: NodeJS.Timeout | undefined;
   #lingersUntil = 0;
 
-  constructor(socket: Socket, options: Http1Options) {
+  constructor(socket: Socket, options: SessionOptions) {
     this.#socket = socket;
     this.#options = options;
     const { headerBytesMax } = options;
-    this.#reader = new MessageReader({ headerBytesMax, fieldsMax: bounds.fields });
+    this.#reader = new MessageReader({ headerBytesMax, fieldsMax });
     this.writer = new MessageWriter(socket, {
       onDrain: () => this.#onDrain(),
       // Where the body of a request ends that is not whole may never be known.
@@ -209,26 +199,12 @@ export class Http1Session implements StreamOwner {
 
   #open(head: MessageHead): void {
     this.#taken += 1;
-    const { httpVersion, method, target, headers } = head;
+    const { httpVersion, headers, persists } = head;
     const expected = headers.expect?.toLowerCase() ?? continues;
     if (expected !== continues) throw new MessageFault(417, "only 100-continue can be expected");
-    this.#persists = head.persists;
-    this.#unread = 0;
+    this.#persists = persists;
     this.writer.begin(head);
-    const stream = new HttpStream(
-      this,
-      0,
-      {
-        httpVersion,
-        method,
-        path: target,
-        authority: headers.host,
-        headers,
-        contentLength: undefined,
-        tooLarge: false,
-      },
-      endless,
-    );
+    const stream = new HttpStream(this, 0, head, endless);
     this.#stream = stream;
     if (this.#reader.bodyEnded) {
       this.#onBodyEnd(stream);

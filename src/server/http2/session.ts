@@ -1,6 +1,7 @@
 import type { Socket } from "node:net";
 import { TLSSocket } from "node:tls";
-import { HttpStream, type StreamOwner } from "../http-stream.ts";
+import { fieldsMax } from "../http-fields.ts";
+import { HttpStream, type SessionOptions, type StreamOwner } from "../http-stream.ts";
 import { Allowance } from "./allowance.ts";
 import { FrameReader, type FrameSink, priorityBytes, withoutPadding } from "./frame-reader.ts";
 import { FrameWriter } from "./frame-writer.ts";
@@ -22,20 +23,9 @@ import {
 } from "./protocol.ts";
 import { toStreamHead } from "./stream-head.ts";
 
-export interface Http2Options {
-  /** Characters of all header fields of a request. */
-  readonly headerBytesMax: number;
-  /** Called with the head of each request. */
-  readonly onRequest: (stream: HttpStream) => void;
-  /** Called with an error that is a bug of ours; the connection is closed. */
-  readonly onBug: (error: unknown) => void;
-}
-
 const bounds = {
   /** Streams at once, as Envoy advises for an edge. */
   streams: 100,
-  /** Header fields of a request: what Node allows. */
-  fields: 128,
   /** Streams that end before their answer, at once and each second (CVE-2023-44487, rapid reset; CVE-2025-8671). */
   resetBurst: 100,
   resetsPerSecond: 20,
@@ -63,7 +53,7 @@ export class Http2Session implements StreamOwner, FrameSink {
   readonly writer: FrameWriter;
   sendWindow = defaultWindow;
   readonly #socket: Socket;
-  readonly #options: Http2Options;
+  readonly #options: SessionOptions;
   readonly #decoder: HeaderDecoder;
   readonly #streams = new Map<number, HttpStream>();
   /** Those with unsent bytes. */
@@ -85,10 +75,10 @@ export class Http2Session implements StreamOwner, FrameSink {
   #isOver = false;
   #closingTimer: NodeJS.Timeout | undefined;
 
-  constructor(socket: Socket, options: Http2Options) {
+  constructor(socket: Socket, options: SessionOptions) {
     this.#socket = socket;
     this.#options = options;
-    this.#decoder = new HeaderDecoder({ bytes: options.headerBytesMax, fields: bounds.fields });
+    this.#decoder = new HeaderDecoder({ bytes: options.headerBytesMax, fields: fieldsMax });
     this.writer = new FrameWriter(socket, () => this.#sendWaiting());
     this.writer.settings([
       [settingIds.maxConcurrentStreams, bounds.streams],
