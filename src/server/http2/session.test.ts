@@ -3,11 +3,10 @@ import { connect as connectHttp2 } from "node:http2";
 import fc from "fast-check";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { eventually } from "../../../test/support/eventually.ts";
+import { echo, numbered } from "../../../test/support/http-sessions.ts";
 import {
   answering,
   askWithoutReading,
-  echo,
-  numbered,
   open,
   startServer,
   windowUpdate,

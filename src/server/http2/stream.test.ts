@@ -1,9 +1,9 @@
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { eventually } from "../../../test/support/eventually.ts";
+import { numbered } from "../../../test/support/http-sessions.ts";
 import {
   answering,
   askWithoutReading,
-  numbered,
   open,
   startServer,
   windowUpdate,
